@@ -1,0 +1,179 @@
+"""The data plane's request and response bodies, OrchQueue v1 (ORCH-2001, ORCH-2002, ORCH-3044).
+
+These structs are the source of the frozen OpenAPI document and the decoder on the hot path:
+unknown fields, wrong types and out-of-range numbers are refused while decoding.
+Times are milliseconds (`_ms`), text is UTF-8, ids are UUIDs in canonical form.
+"""
+
+from typing import Annotated, Final, Literal
+from uuid import UUID
+
+from msgspec import Meta, Struct
+
+from contracts.errors import ErrorInfo
+
+API_VERSION: Final = "1.0.0"
+
+Engine = Literal["llamacpp", "vllm", "tgi", "triton"]
+Priority = Literal["interactive", "batch"]
+Workload = Literal["completion", "embedding", "rerank"]
+Determinism = Literal["strict", "best_effort"]
+TaskState = Literal["measuring", "queued", "running", "stopping", "finished", "failed", "canceled", "dropped"]
+FinishReason = Literal["stop", "length", "canceled"]
+
+#: Highest first; the order in which a v1 scheduler serves classes.
+PRIORITIES: Final[tuple[Priority, ...]] = ("interactive", "batch")
+
+PositiveInt32 = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+ModelRef = Annotated[str, Meta(min_length=1, max_length=256)]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Message(Struct, frozen=True, forbid_unknown_fields=True):
+    """One turn of a conversation, rendered through the model's own chat template."""
+
+    role: Role
+    content: str
+
+
+class Sampling(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Overrides of the sampler profile's pinned defaults; what is left out keeps the default."""
+
+    temperature: Annotated[float, Meta(ge=0, le=5)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    stop: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=16)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=300)] | None = None
+
+
+class TaskRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Body of `POST /v1/tasks`. `task_id` is the idempotency key.
+
+    `cancel_on_disconnect` defaults to true for a one-call stream and to false otherwise.
+    `seed` left out is derived from a hash of `task_id` (ORCH-3045).
+    """
+
+    task_id: UUID
+    session_id: UUID
+    workload: Workload
+    model_ref: ModelRef
+    engine: Engine
+    ctx: PositiveInt32
+    priority: Priority
+    max_tokens: PositiveInt32
+    deadline_ms: Annotated[int, Meta(ge=1, le=2**63 - 1)]
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    determinism: Determinism = "strict"
+    sampler_profile_version: Annotated[str, Meta(min_length=1, max_length=32)] = "v1"
+    prompt: str | None = None
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=1024)] | None = None
+    inputs: Annotated[list[str], Meta(min_length=1, max_length=2048)] | None = None
+    expected_tokens: PositiveInt32 | None = None
+    kv_hint: Literal["reuse", "cold"] | None = None
+    sampling: Sampling | None = None
+    cancel_on_disconnect: bool | None = None
+    labels: (
+        Annotated[
+            dict[
+                Annotated[str, Meta(min_length=1, max_length=64)],
+                Annotated[str, Meta(max_length=256)],
+            ],
+            Meta(max_length=16),
+        ]
+        | None
+    ) = None
+
+
+class Admission(Struct, frozen=True):
+    """Body of the 202: where the task stands and when it will start.
+
+    `queue_position` counts the tasks that start before this one (0: next, or running already).
+    `predicted_start_ms` is milliseconds from admission. `backoff_ms` is how long a well-behaved
+    client waits before it submits more (0: no reason to wait).
+    """
+
+    task_id: str
+    queue_position: int
+    predicted_start_ms: int
+    backoff_ms: int
+
+
+class Started(Struct, frozen=True, omit_defaults=True):
+    """Data of the SSE `started` event; position and prediction are those told at admission."""
+
+    queue_position: int
+    predicted_start_ms: int
+    engine: str
+    engine_version: str
+    model_digest: str
+    pool_id: str
+    replica_id: str
+    accelerator: str
+    seed: int
+    attempt: int
+    sampler_profile_version: str
+    queue_time_ms: int
+    kv_warmth: bool = False
+    labels: dict[str, str] | None = None
+
+
+class Token(Struct, frozen=True):
+    """Data of the SSE `token` event; the event's `id:` equals `i`.
+
+    `i` is the index of the engine token. A character spread over several tokens arrives with the
+    last of them, the earlier ones carry an empty `t`.
+    """
+
+    t: str
+    i: int
+
+
+class Metrics(Struct, frozen=True, omit_defaults=True):
+    """Data of the SSE `metrics` event; every field is optional and more may come (OC-CTRL-2023)."""
+
+    queue_depth: int | None = None
+    queue_position: int | None = None
+    predicted_start_ms: int | None = None
+    time_budget_remaining_ms: int | None = None
+    kv_warmth: bool | None = None
+
+
+class End(Struct, frozen=True, omit_defaults=True):
+    """Data of the SSE `end` event. `decode_ms` runs from the first token to the last."""
+
+    tokens_out: int
+    decode_ms: int
+    finish_reason: FinishReason
+    tokens_in: int
+    tokens_cached: int = 0
+    stop_sequence: str | None = None
+
+
+class TaskStatus(Struct, frozen=True, omit_defaults=True):
+    """Body of `GET /v1/tasks/{id}`. `error` is set when the outcome was a failure."""
+
+    task_id: str
+    state: TaskState
+    engine: str
+    model_ref: str
+    priority: str
+    queue_position: int | None = None
+    predicted_start_ms: int | None = None
+    replica_id: str | None = None
+    pool_id: str | None = None
+    engine_version: str | None = None
+    model_digest: str | None = None
+    attempt: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    decode_ms: int = 0
+    queue_time_ms: int | None = None
+    first_token_ms: int | None = None
+    finish_reason: FinishReason | None = None
+    error: ErrorInfo | None = None
+    labels: dict[str, str] | None = None
+

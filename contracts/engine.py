@@ -1,0 +1,141 @@
+"""The protocol behind which every engine looks the same (ORCH-3045, ORCH-3058, OC-ADAPT-5001).
+
+An adapter owns one engine process. `generate` yields text as the engine makes it and ends with
+exactly one `Finish`, or raises `EngineError`; a stream that just stops is an error, never an end.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from contracts.api import Message, Sampling
+from contracts.errors import ErrorInfo
+
+
+class GenerateRequest(Struct, frozen=True, omit_defaults=True):
+    """What an engine needs of a task. Encoded as msgpack it is the payload beside `TaskInfo`.
+
+    Exactly one of `prompt`, `messages` and `inputs` is set.
+    """
+
+    task_id: str
+    max_tokens: int
+    seed: int
+    workload: str = "completion"
+    sampler_profile_version: str = "v1"
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    inputs: list[str] | None = None
+    sampling: Sampling | None = None
+    kv_hint: str | None = None
+
+
+class Chunk(Struct, frozen=True, gc=False):
+    """Text that the engine made. `tokens` counts the engine tokens it completes (at least 1)."""
+
+    text: str
+    tokens: int = 1
+
+
+class Finish(Struct, frozen=True, gc=False):
+    """The end of a generation. `tokens_in` counts the prompt, `tokens_cached` what of it was reused."""
+
+    finish_reason: Literal["stop", "length"]
+    tokens_in: int
+    tokens_cached: int = 0
+    stop_sequence: str | None = None
+
+
+class EngineSpec(Struct, frozen=True):
+    """What to run: one engine, one model, one device mask.
+
+    `binary` and `model_path` are resolved file paths; `args` are extra command-line arguments.
+    `cache_dir` is where the adapter may keep files between runs.
+    """
+
+    engine: str
+    pool_id: str
+    replica_id: str
+    model: str
+    model_path: str
+    ctx: int
+    slots: int
+    accelerator: Literal["gpu", "cpu-dev"]
+    sampler_profile_version: str = "v1"
+    binary: str = ""
+    args: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    ready_timeout_ms: int = 120_000
+
+
+class EngineProperties(Struct, frozen=True):
+    """What the running engine says of itself (ORCH-3032). `model_digest` is `sha256:<hex>` of the file."""
+
+    engine_version: str
+    model_digest: str
+    slots: int
+    ctx: int
+    interruptible_decode: bool = False
+
+
+class EngineMetrics(Struct, frozen=True):
+    """A scrape of the engine's own metrics mapped to the contract; None where it does not say."""
+
+    requests_processing: int | None = None
+    requests_waiting: int | None = None
+    kv_cache_usage_ratio: float | None = None
+    tokens_in_total: int | None = None
+    tokens_out_total: int | None = None
+
+
+class EngineExit(Struct, frozen=True):
+    """How an engine process ended: exit status (negative: signal) and its last stderr lines."""
+
+    status: int
+    stderr_tail: tuple[str, ...] = ()
+
+
+class EngineError(Exception):
+    """An engine refused or failed; `info` is what a client may see."""
+
+    def __init__(self, info: ErrorInfo) -> None:
+        super().__init__(f"{info.code}: {info.message}")
+        self.info = info
+
+
+class EngineAdapter(Protocol):
+    """One engine process behind the protocol. Methods are coroutines of one event loop."""
+
+    async def launch(self) -> None:
+        """Start the process and return when it answers its health check.
+
+        Raises EngineError (POOL_UNREADY) when it exits or stays silent past `ready_timeout_ms`.
+        """
+
+    async def wait_exit(self) -> EngineExit:
+        """Return when the engine process has ended, however it ended."""
+
+    async def healthy(self) -> bool:
+        """Whether the engine answers its health check now."""
+
+    async def properties(self) -> EngineProperties:
+        """Version, digest and limits as the engine itself reports them."""
+
+    async def count_tokens(self, request: GenerateRequest) -> int:
+        """Prompt length in engine tokens, template and special tokens included."""
+
+    def generate(self, attempt_key: str, request: GenerateRequest) -> AsyncIterator[Chunk | Finish]:
+        """Run one attempt. Closing the iterator (or `cancel`) stops the engine's work on it."""
+
+    async def cancel(self, attempt_key: str) -> None:
+        """Stop an attempt and return when the engine has let go of its slot. Unknown keys are fine."""
+
+    async def metrics(self) -> EngineMetrics:
+        """Scrape the engine's metrics."""
+
+    async def close(self) -> None:
+        """End the process: SIGTERM, then SIGKILL after a bounded wait. Safe to call twice."""
+
+
+AdapterFactory = Callable[[EngineSpec], EngineAdapter]

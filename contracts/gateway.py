@@ -1,0 +1,62 @@
+"""All that the ingress knows of the cluster."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from msgspec import Struct
+
+from contracts.api import Admission, End, Metrics, Started, TaskStatus, Token
+from contracts.engine import GenerateRequest
+from contracts.errors import ErrorInfo
+from contracts.scheduling import TaskInfo
+
+
+class Tokens(Struct, frozen=True, gc=False):
+    """Consecutive tokens of a stream; `first` is the index of the first one."""
+
+    first: int
+    texts: list[str]
+
+    def each(self) -> list[Token]:
+        return [Token(text, self.first + n) for n, text in enumerate(self.texts)]
+
+
+StreamEvent = Started | Tokens | Metrics | End | ErrorInfo
+
+
+class Readiness(Struct, frozen=True):
+    """Whether tasks can be served now, and per pool what it is waiting for."""
+
+    ready: bool
+    pools: dict[str, str]
+
+
+class Gateway(Protocol):
+    """Submit, stream, cancel and look at tasks. Methods raise `OrchError`."""
+
+    async def submit(self, task: TaskInfo, request: GenerateRequest, watch: bool = False) -> Admission:
+        """Have a task admitted. `watch` announces that `stream` follows on this gateway."""
+
+    def stream(self, task_id: str, tenant: str, after: int = -1) -> AsyncIterator[StreamEvent]:
+        """Events of a task from token `after + 1` on, ending with one `End` or `ErrorInfo`.
+
+        Raises NOT_FOUND for a task that is unknown, forgotten, or another tenant's.
+        """
+
+    async def cancel(self, task_id: str, tenant: str) -> None:
+        """Cancel a task; when this returns, no token of it will follow. Ended tasks are left alone."""
+
+    async def status(self, task_id: str, tenant: str) -> TaskStatus:
+        """State, position and outcome of a task."""
+
+    async def task_info(self, task_id: str, tenant: str) -> TaskInfo:
+        """The admitted task, as it was submitted."""
+
+    async def metrics(self) -> bytes:
+        """The cluster's metrics, Prometheus text format."""
+
+    async def readiness(self) -> Readiness:
+        """Readiness of the pools."""
+
+    def count_rejected(self, engine: str, reason: str) -> None:
+        """Count a request that was refused before it reached the scheduler."""

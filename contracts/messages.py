@@ -1,0 +1,280 @@
+"""What travels over the channel between ingress, scheduler and replicas.
+
+Core events that a replica reports travel as they are; the rest is here. `req` numbers a
+question on its connection, and the answer carries the same number.
+"""
+
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from contracts import scheduling as core
+from contracts.api import Admission, TaskStatus
+from contracts.errors import ErrorInfo
+
+
+class Frame(Struct, frozen=True, tag=True, gc=False):
+    """Base of every channel message."""
+
+
+# ------------------------------------------------------------- ingress to scheduler
+
+
+class Submit(Frame, frozen=True, gc=False):
+    """`payload` is a msgpack `GenerateRequest` that the scheduler passes on unread."""
+
+    req: int
+    task: core.TaskInfo
+    payload: bytes
+    watch: bool = False
+
+
+class Cancel(Frame, frozen=True, gc=False):
+    req: int
+    task_id: str
+    tenant: str
+
+
+class GetStatus(Frame, frozen=True, gc=False):
+    req: int
+    task_id: str
+    tenant: str
+
+
+class Watch(Frame, frozen=True, gc=False):
+    """Ask for `TaskStarted` and `TaskEnded` of a task; the present state is told at once."""
+
+    req: int
+    task_id: str
+    tenant: str
+
+
+class Unwatch(Frame, frozen=True, gc=False):
+    task_id: str
+
+
+class FetchTranscript(Frame, frozen=True, gc=False):
+    """Ask for the tokens of an ended task."""
+
+    req: int
+    task_id: str
+    tenant: str
+
+
+class GetMetrics(Frame, frozen=True, gc=False):
+    req: int
+
+
+class GetReadiness(Frame, frozen=True, gc=False):
+    req: int
+
+
+class CountRejected(Frame, frozen=True, gc=False):
+    """A request that the ingress refused by itself, for the metrics."""
+
+    engine: str
+    reason: str
+
+
+# ------------------------------------------------------------- scheduler to ingress
+
+
+class Admitted(Frame, frozen=True, gc=False):
+    req: int
+    admission: Admission
+
+
+class Failed(Frame, frozen=True, gc=False):
+    """The answer to any question that ended in an error."""
+
+    req: int
+    error: ErrorInfo
+
+
+class Done(Frame, frozen=True, gc=False):
+    req: int
+
+
+class Status(Frame, frozen=True, gc=False):
+    req: int
+    status: TaskStatus
+
+
+class Watched(Frame, frozen=True, gc=False):
+    req: int
+    task: core.TaskInfo
+
+
+class Transcript(Frame, frozen=True, gc=False):
+    """`tokens` is a msgpack list of strings."""
+
+    req: int
+    tokens: bytes
+
+
+class MetricsText(Frame, frozen=True, gc=False):
+    req: int
+    text: bytes
+
+
+class ReadinessReport(Frame, frozen=True, gc=False):
+    req: int
+    ready: bool
+    pools: dict[str, str]
+
+
+class TaskStarted(Frame, frozen=True, gc=False):
+    """An attempt of a watched task runs; its tokens are at `endpoint`."""
+
+    task_id: str
+    attempt: int
+    replica: core.ReplicaInfo
+    endpoint: "Endpoint"
+    queue_position: int
+    predicted_start_ms: int
+    queue_time_ms: int
+    queue_depth: int
+    time_budget_remaining_ms: int
+
+
+class TaskEnded(Frame, frozen=True, gc=False):
+    task_id: str
+    outcome: core.Outcome
+
+
+class Endpoint(Struct, frozen=True):
+    """Where a channel server listens. `uds_path` is usable on the same node only."""
+
+    node_id: str
+    uds_path: str
+    host: str
+    port: int
+
+
+# ------------------------------------------------------------- replica and scheduler
+
+
+class RegisterReplica(Frame, frozen=True, gc=False):
+    """First message of a replica; `endpoint` is where ingresses subscribe to tokens."""
+
+    replica_id: str
+    pool_id: str
+    endpoint: Endpoint
+
+
+class AttemptTranscript(Frame, frozen=True, gc=False):
+    """Sent right before the `AttemptEnded` it belongs to; `tokens` is a msgpack list of strings."""
+
+    task_id: str
+    attempt: int
+    tokens: bytes
+
+
+class StartAttempt(Frame, frozen=True, gc=False):
+    task_id: str
+    attempt: int
+    payload: bytes
+
+
+class StopAttempt(Frame, frozen=True, gc=False):
+    task_id: str
+    attempt: int
+    reason: str
+
+
+class Measure(Frame, frozen=True, gc=False):
+    task_id: str
+    payload: bytes
+
+
+class Refused(Frame, frozen=True, gc=False):
+    """The replica does not fit its set and must not serve."""
+
+    reason: str
+
+
+class EngineGauges(Frame, frozen=True, gc=False):
+    """A periodic scrape of the engine's own gauges, for the metrics page."""
+
+    replica_id: str
+    kv_cache_usage_ratio: float | None
+
+
+# --------------------------------------------------------------- ingress and replica
+
+
+class Subscribe(Frame, frozen=True, gc=False):
+    """Send the tokens of an attempt from `first` on, at most `credit` of them until more is granted."""
+
+    sid: int
+    task_id: str
+    attempt: int
+    first: int
+    credit: int
+
+
+class Credit(Frame, frozen=True, gc=False):
+    sid: int
+    tokens: int
+
+
+class Unsubscribe(Frame, frozen=True, gc=False):
+    sid: int
+
+
+class TokenBatch(Frame, frozen=True, gc=False):
+    """All tokens that one engine step made for this connection: (sid, first index, texts)."""
+
+    items: list[tuple[int, int, list[str]]]
+
+
+class StreamOver(Frame, frozen=True, gc=False):
+    """No token of the subscription will follow. Only `finished` is an outcome by itself.
+
+    `unknown`: the replica holds no such attempt (any more).
+    """
+
+    sid: int
+    result: Literal["finished", "stopped", "failed", "unknown"]
+    outcome: core.Outcome | None = None
+
+
+ToScheduler = (
+    Submit
+    | Cancel
+    | GetStatus
+    | Watch
+    | Unwatch
+    | FetchTranscript
+    | GetMetrics
+    | GetReadiness
+    | CountRejected
+    | RegisterReplica
+    | AttemptTranscript
+    | EngineGauges
+    | core.PromptMeasured
+    | core.ReplicaLoading
+    | core.ReplicaReady
+    | core.ReplicaUnready
+    | core.TokensProgressed
+    | core.AttemptEnded
+    | core.SlotReleased
+)
+ToIngress = (
+    Admitted
+    | Failed
+    | Done
+    | Status
+    | Watched
+    | Transcript
+    | MetricsText
+    | ReadinessReport
+    | TaskStarted
+    | TaskEnded
+    | TokenBatch
+    | StreamOver
+)
+ToReplica = StartAttempt | StopAttempt | Measure | Refused | Subscribe | Credit | Unsubscribe
+
+encode = msgspec.msgpack.Encoder().encode
