@@ -176,4 +176,3 @@ class TaskStatus(Struct, frozen=True, omit_defaults=True):
     finish_reason: FinishReason | None = None
     error: ErrorInfo | None = None
     labels: dict[str, str] | None = None
-

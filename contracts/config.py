@@ -85,12 +85,16 @@ class PoolConfig(Section):
     id: Identifier
     engine: Engine
     model: str = Field(min_length=1, max_length=256, description="name under which clients ask for the model")
-    model_path: Path | None = Field(None, description="model file; left out: the bundled development model of that name")
+    model_path: Path | None = Field(
+        None, description="model file; left out: the bundled development model of that name"
+    )
     quant: str | None = None
     ctx: PositiveInt = 2048
     slots: PositiveInt = 4
     replicas: PositiveInt = 1
-    accelerator: Literal["gpu", "cpu-dev"] = Field("gpu", description="`cpu-dev` is the explicit development carve-out (ORCH-1101)")
+    accelerator: Literal["gpu", "cpu-dev"] = Field(
+        "gpu", description="`cpu-dev` is the explicit development carve-out (ORCH-1101)"
+    )
     devices: list[Annotated[int, Field(ge=0)]] = []
     tensor_split: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(None, description="from a later release")
     preload: bool = True

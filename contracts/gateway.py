@@ -34,8 +34,8 @@ class Readiness(Struct, frozen=True):
 class Gateway(Protocol):
     """Submit, stream, cancel and look at tasks. Methods raise `OrchError`."""
 
-    async def submit(self, task: TaskInfo, request: GenerateRequest, watch: bool = False) -> Admission:
-        """Have a task admitted. `watch` announces that `stream` follows on this gateway."""
+    async def submit(self, task: TaskInfo, request: GenerateRequest) -> Admission:
+        """Have a task admitted."""
 
     def stream(self, task_id: str, tenant: str, after: int = -1) -> AsyncIterator[StreamEvent]:
         """Events of a task from token `after + 1` on, ending with one `End` or `ErrorInfo`.

@@ -27,7 +27,6 @@ class Submit(Frame, frozen=True, gc=False):
     req: int
     task: core.TaskInfo
     payload: bytes
-    watch: bool = False
 
 
 class Cancel(Frame, frozen=True, gc=False):
@@ -42,8 +41,16 @@ class GetStatus(Frame, frozen=True, gc=False):
     tenant: str
 
 
+class GetTask(Frame, frozen=True, gc=False):
+    """Ask for a task as it was submitted; answered by `Task`."""
+
+    req: int
+    task_id: str
+    tenant: str
+
+
 class Watch(Frame, frozen=True, gc=False):
-    """Ask for `TaskStarted` and `TaskEnded` of a task; the present state is told at once."""
+    """Ask for `TaskStarted` and `TaskEnded` of a task; answered by `Task` and the present state."""
 
     req: int
     task_id: str
@@ -101,7 +108,7 @@ class Status(Frame, frozen=True, gc=False):
     status: TaskStatus
 
 
-class Watched(Frame, frozen=True, gc=False):
+class Task(Frame, frozen=True, gc=False):
     req: int
     task: core.TaskInfo
 
@@ -244,6 +251,7 @@ ToScheduler = (
     Submit
     | Cancel
     | GetStatus
+    | GetTask
     | Watch
     | Unwatch
     | FetchTranscript
@@ -266,7 +274,7 @@ ToIngress = (
     | Failed
     | Done
     | Status
-    | Watched
+    | Task
     | Transcript
     | MetricsText
     | ReadinessReport

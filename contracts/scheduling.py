@@ -324,15 +324,4 @@ class SetTimer(Command, frozen=True, gc=False):
     at_ns: int
 
 
-AnyCommand = (
-    Admit
-    | Reject
-    | MeasurePrompt
-    | Start
-    | Stop
-    | Finish
-    | AnswerCancel
-    | Forget
-    | RefuseReplica
-    | SetTimer
-)
+AnyCommand = Admit | Reject | MeasurePrompt | Start | Stop | Finish | AnswerCancel | Forget | RefuseReplica | SetTimer

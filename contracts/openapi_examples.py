@@ -1,0 +1,153 @@
+"""Examples of the data plane's documents. They are built from the contract's own types, so they cannot drift.
+
+The OpenAPI document shows them; the tests decode each one back.
+"""
+
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from contracts.api import Admission, End, Message, Metrics, Sampling, Started, TaskRequest, TaskStatus, Token
+from contracts.errors import ErrorInfo
+from contracts.gateway import Readiness
+
+TASK_ID: Final = "0d9a8f6e-3c1b-4f7a-9e55-6b1c2d3e4f50"
+SESSION_ID: Final = "7f1f6f0a-98a4-4a39-8f43-2a9d5f0c1b22"
+MODEL: Final = "smollm2-135m-instruct"
+ENGINE: Final = "llamacpp"
+POOL: Final = "smollm2"
+REPLICA: Final = "smollm2-0"
+DIGEST: Final = "sha256:5b8f2b2a7c7f0f4a3f3a0c3f2d1e0b9a8c7d6e5f4a3b2c1d0e9f8a7b6c5d4e3f"
+
+PROMPT: Final = TaskRequest(
+    task_id=UUID(TASK_ID),
+    session_id=UUID(SESSION_ID),
+    workload="completion",
+    model_ref=MODEL,
+    engine=ENGINE,
+    ctx=2048,
+    priority="interactive",
+    max_tokens=64,
+    deadline_ms=30_000,
+    seed=42,
+    prompt="Write one sentence about queues.",
+)
+CHAT: Final = msgspec.structs.replace(
+    PROMPT,
+    seed=None,
+    prompt=None,
+    messages=[
+        Message(role="system", content="You answer in one sentence."),
+        Message(role="user", content="What is a queue?"),
+    ],
+    sampling=Sampling(temperature=0.2, stop=["\n\n"]),
+    labels={"app": "demo"},
+)
+ADMISSION: Final = Admission(task_id=TASK_ID, queue_position=3, predicted_start_ms=420, backoff_ms=0)
+STARTED: Final = Started(
+    queue_position=3,
+    predicted_start_ms=420,
+    engine=ENGINE,
+    engine_version="b11434",
+    model_digest=DIGEST,
+    pool_id=POOL,
+    replica_id=REPLICA,
+    accelerator="cpu-dev",
+    seed=42,
+    attempt=1,
+    sampler_profile_version="v1",
+    queue_time_ms=388,
+)
+TOKENS: Final = (Token(" A", 0), Token(" queue", 1))
+METRICS: Final = Metrics(queue_depth=4, time_budget_remaining_ms=29_120, kv_warmth=False)
+END: Final = End(tokens_out=2, decode_ms=35, finish_reason="stop", tokens_in=9)
+FINISHED: Final = TaskStatus(
+    task_id=TASK_ID,
+    state="finished",
+    engine=ENGINE,
+    model_ref=MODEL,
+    priority="interactive",
+    replica_id=REPLICA,
+    pool_id=POOL,
+    engine_version="b11434",
+    model_digest=DIGEST,
+    attempt=1,
+    tokens_in=9,
+    tokens_out=2,
+    decode_ms=35,
+    queue_time_ms=388,
+    first_token_ms=410,
+    finish_reason="stop",
+)
+QUEUED: Final = TaskStatus(
+    task_id=TASK_ID,
+    state="queued",
+    engine=ENGINE,
+    model_ref=MODEL,
+    priority="interactive",
+    queue_position=3,
+    predicted_start_ms=420,
+)
+READY: Final = Readiness(ready=True, pools={POOL: "ready"})
+UNREADY: Final = Readiness(ready=False, pools={POOL: "loading"})
+
+#: One envelope for every code that a client of the data plane can meet.
+ERRORS: Final[dict[str, ErrorInfo]] = {
+    error.code: error
+    for error in (
+        ErrorInfo("INVALID_PARAMS", "`$.ctx`: expected `int` >= 1.", ENGINE, retriable=False),
+        ErrorInfo(
+            "DEADLINE_UNMET",
+            "The task cannot start before 5200 ms, which is after its deadline of 1000 ms. Allow more time.",
+            ENGINE,
+            POOL,
+            retriable=True,
+            retry_after_ms=4200,
+        ),
+        ErrorInfo("UNAUTHENTICATED", "An API key is needed: send `Authorization: Bearer KEY`.", retriable=False),
+        ErrorInfo("FORBIDDEN", "This API key is not known here. Check the key.", retriable=False),
+        ErrorInfo("MODEL_DEPRECATED", "The model takes no new sessions. Use its successor.", ENGINE, retriable=False),
+        ErrorInfo("NOT_FOUND", "There is no such task, or it was forgotten after its time.", retriable=False),
+        ErrorInfo("METHOD_NOT_ALLOWED", "This path takes POST only.", retriable=False),
+        ErrorInfo(
+            "TASK_ID_CONFLICT", "The task_id is taken by another request. Use a new UUID.", ENGINE, retriable=False
+        ),
+        ErrorInfo("PAYLOAD_TOO_LARGE", "The body is over 4194304 bytes. Send a shorter prompt.", retriable=False),
+        ErrorInfo("ADMISSION_REJECT", "The queue is full.", ENGINE, POOL, True, 1500, "reject"),
+        ErrorInfo(
+            "QUEUE_FULL_DROP_LRU", "Dropped from a full queue for a newer task.", ENGINE, POOL, True, 900, "drop-lru"
+        ),
+        ErrorInfo("POOL_UNREADY", "No replica is ready yet.", ENGINE, POOL, True, 2000),
+        ErrorInfo("POOL_UNAVAILABLE", "No pool serves this model on this engine.", ENGINE, None, True, 5000),
+        ErrorInfo("REPLICA_EXHAUSTED", "Every replica of the pool has failed.", ENGINE, POOL, True, 5000),
+        ErrorInfo("UNTRUSTED_ARTIFACT", "The model could not be verified.", ENGINE, POOL, retriable=False),
+        ErrorInfo("DECODE_TIMEOUT", "No token for 30000 ms; the attempt was stopped.", ENGINE, POOL, retriable=True),
+        ErrorInfo("WORKER_RESET", "The engine ended while it decoded.", ENGINE, POOL, retriable=True),
+        ErrorInfo("INTERNAL", "The service failed to handle this; quote the correlation id.", retriable=True),
+    )
+}
+
+
+def plain(value: object) -> Any:
+    """A struct as JSON values; what is None by default is left out, as on the wire for omitted fields."""
+    return msgspec.json.decode(msgspec.json.encode(value))
+
+
+def sse(name: str, data: object, event_id: int | None = None) -> str:
+    """One event as it stands on the wire."""
+    head = "" if event_id is None else f"id: {event_id}\n"
+    return f"{head}event: {name}\ndata: {msgspec.json.encode(data).decode()}\n\n"
+
+
+#: Every event of the stream as text, and a whole stream.
+SSE_EVENTS: Final[dict[str, str]] = {
+    "started": sse("started", STARTED),
+    "token": sse("token", TOKENS[0], 0),
+    "metrics": sse("metrics", METRICS),
+    "end": sse("end", END),
+    "error": sse("error", ERRORS["WORKER_RESET"]),
+}
+SSE_STREAM: Final = (
+    SSE_EVENTS["started"] + "".join(sse("token", token, token.i) for token in TOKENS) + SSE_EVENTS["end"]
+)

@@ -1,0 +1,80 @@
+"""What the fields of the data plane's bodies mean, in one place, for the OpenAPI document and `/docs`."""
+
+from typing import Final
+
+FIELDS: Final[dict[str, dict[str, str]]] = {
+    "TaskRequest": {
+        "task_id": "The task's id and idempotency key (ORCH-3024). The same id with the same body is the same task.",
+        "session_id": "The conversation that the task belongs to.",
+        "workload": "What to do: a completion takes `prompt` or `messages`; embedding and rerank take `inputs`.",
+        "model_ref": "`sha256:` digest, `repo:owner/name`, or a catalog name.",
+        "engine": "The engine family that serves the task (ORCH-2008).",
+        "ctx": "Context size that the task needs, in tokens.",
+        "priority": "Interactive tasks start before batch tasks.",
+        "max_tokens": "Most tokens to generate.",
+        "deadline_ms": "Time budget from admission, in milliseconds.",
+        "seed": "Sampling seed. Left out: derived from `task_id`, between 0 and 2147483647 (ORCH-3045).",
+        "determinism": "`strict`: a re-run must give the same tokens. `best_effort`: restart only before the first.",
+        "sampler_profile_version": "Pinned set of sampler defaults.",
+        "prompt": "Text to complete. A completion with neither `prompt` nor `messages` completes the empty text.",
+        "messages": "Conversation, rendered through the model's own chat template.",
+        "inputs": "Texts to embed or rank.",
+        "expected_tokens": "Hint for placement: how many tokens are likely.",
+        "kv_hint": "Hint for placement: whether cached context of the session is wanted.",
+        "sampling": "Overrides of the sampler profile.",
+        "cancel_on_disconnect": (
+            "Whether the task is canceled when a client leaves its stream. "
+            "Default: true for a task admitted in one call, else false."
+        ),
+        "labels": "The client's own key-value pairs, echoed in `started` and the status.",
+    },
+    "Admission": {
+        "queue_position": "Tasks that start before this one.",
+        "predicted_start_ms": "Predicted start, in milliseconds from admission.",
+        "backoff_ms": "How long a well-behaved client waits before it submits more.",
+    },
+    "Started": {
+        "queue_position": "As told at admission (ORCH-3029).",
+        "predicted_start_ms": "As told at admission (ORCH-3029).",
+        "engine_version": "As the engine itself reports it.",
+        "model_digest": "sha256 of the model file.",
+        "accelerator": "`gpu`, or `cpu-dev` for the development carve-out (ORCH-1101).",
+        "seed": "The seed in use.",
+        "attempt": "Counts from 1; grows when the task is run again on another replica.",
+        "queue_time_ms": "How long the task waited.",
+        "kv_warmth": "Whether cached context was reused.",
+    },
+    "Token": {"t": "Text.", "i": "Index of the token; from 0, no gaps, no repeats. Equals the event's `id:`."},
+    "Metrics": {"time_budget_remaining_ms": "What is left of `deadline_ms`."},
+    "End": {
+        "tokens_out": "Tokens generated.",
+        "decode_ms": "From the first token to the last.",
+        "tokens_in": "Tokens of the prompt.",
+        "tokens_cached": "How many of `tokens_in` were not computed again.",
+        "stop_sequence": "The stop string that ended the text, if one did.",
+    },
+    "TaskStatus": {
+        "state": "`measuring` and `queued` wait, `running` and `stopping` hold a slot, the others are final.",
+        "first_token_ms": "From admission to the first token.",
+        "error": "Set when the outcome was a failure.",
+    },
+    "ErrorInfo": {
+        "code": "Stable; what programs decide on.",
+        "message": "For people: what happened and what to do.",
+        "retriable": "Whether sending the same request again can help (ORCH-3025).",
+        "retry_after_ms": "When that is worth trying, from measured service times.",
+        "policy_label": "The full-queue policy that refused the task; always present on 429 (ORCH-2007).",
+    },
+    "Readiness": {"pools": "State of each pool by id."},
+}
+
+OVERVIEW: Final = """\
+Tasks go into a bounded queue and come back as token streams. `POST /v1/tasks` tells at once whether a task is taken,
+where it stands and when it will start; `GET /v1/tasks/{id}/stream` delivers the tokens and can be re-attached at any
+time with `Last-Event-ID`. With `Accept: text/event-stream` the POST itself answers with the stream.
+
+Every path under `/v1` needs an API key (`Authorization: Bearer KEY` or `X-API-Key: KEY`). `X-Correlation-Id` is
+accepted on every request (1 to 128 visible ASCII characters), made when absent, and echoed on every response.
+A path that does not exist answers 404, a method that a path does not take 405 with `Allow`, both with the envelope.
+Clients must ignore response fields and event kinds that they do not know: minor versions add some.
+"""
