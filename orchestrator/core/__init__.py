@@ -1,0 +1,1 @@
+"""The scheduler's decisions: pure, synchronous, without clock, I/O or Ray."""

@@ -1,0 +1,114 @@
+"""What is refused before it waits: unknown names, too long contexts, too large token budgets.
+
+Checks run cheapest first and each answers with the envelope that the client will see.
+"""
+
+from collections.abc import Iterable
+
+from contracts.errors import ErrorInfo
+from contracts.scheduling import TaskInfo
+from orchestrator.core.replica_set import ReplicaSet
+
+
+class Routes:
+    """Finds the replica set for a task by engine and model name."""
+
+    def __init__(self, sets: tuple[ReplicaSet, ...]) -> None:
+        self._served: dict[str, dict[str, list[ReplicaSet]]] = {}
+        for home in sets:
+            models = self._served.setdefault(home.policy.engine, {})
+            for name in home.policy.model_refs:
+                models.setdefault(name, []).append(home)
+
+    def find(self, task: TaskInfo) -> ReplicaSet | ErrorInfo:
+        """The set to serve `task`, or INVALID_PARAMS with what is served instead.
+
+        Of several that fit, the first with a Ready replica in configuration order.
+        """
+        models = self._served.get(task.engine)
+        if models is None:
+            return invalid(f"engine {task.engine!r} is not served; served: {_listed(self._served)}")
+        sets = models.get(task.model_ref)
+        if sets is None:
+            served = _listed(models)
+            return invalid(f"model {task.model_ref!r} is not served by {task.engine}; served: {served}", task.engine)
+        fitting: ReplicaSet | None = None
+        refusal: ErrorInfo | None = None
+        for home in sets:
+            misfit = _misfit(home, task)
+            if misfit is not None:
+                refusal = misfit
+            elif len(home.ready):
+                return home
+            else:
+                fitting = fitting or home
+        return fitting or refusal or invalid("no replica set serves this task", task.engine)
+
+
+def _misfit(home: ReplicaSet, task: TaskInfo) -> ErrorInfo | None:
+    policy = home.policy
+    if task.workload not in policy.workloads:
+        return invalid(
+            f"workload {task.workload!r} is not served by {task.model_ref}; served: {_listed(policy.workloads)}",
+            policy.engine,
+        )
+    if task.sampler_profile_version != policy.sampler_profile_version:
+        return invalid(
+            f"sampler_profile_version {task.sampler_profile_version!r} is not served by {task.model_ref};"
+            f" served: {policy.sampler_profile_version}",
+            policy.engine,
+        )
+    if task.priority not in home.flow_of:
+        return invalid(
+            f"priority {task.priority!r} is not served by {task.model_ref}; served: {_listed(home.flow_of)}",
+            policy.engine,
+        )
+    # ORCH-3014, OC-CORE-1020: refused before it is enqueued.
+    if task.ctx > policy.ctx:
+        return invalid(f"ctx {task.ctx} is over the model's limit of {policy.ctx}", policy.engine)
+    return None
+
+
+def check_token_budget(task: TaskInfo) -> ErrorInfo | None:
+    """Refuse what cannot fit, however short its prompt is (ORCH-3015, OC-CORE-1021)."""
+    if task.max_tokens >= task.ctx:
+        return invalid(f"max_tokens {task.max_tokens} leaves no room for a prompt in ctx {task.ctx}", task.engine)
+    return None
+
+
+def must_be_measured(task: TaskInfo) -> bool:
+    """Whether only counting the prompt's tokens can tell if it fits.
+
+    A prompt has at most one token per byte and one more at its beginning. Templated prompts grow
+    by an amount that only the engine knows.
+    """
+    return task.templated or task.max_tokens + task.prompt_bytes + 1 > task.ctx
+
+
+def check_measured(task: TaskInfo, prompt_tokens: int) -> ErrorInfo | None:
+    """Refuse a prompt that was counted and does not fit (ORCH-3015, OC-CORE-1021)."""
+    if prompt_tokens + task.max_tokens > task.ctx:
+        return invalid(
+            f"prompt of {prompt_tokens} tokens + max_tokens {task.max_tokens}"
+            f" = {prompt_tokens + task.max_tokens} is over ctx {task.ctx}",
+            task.engine,
+        )
+    return None
+
+
+def invalid(message: str, engine: str | None = None) -> ErrorInfo:
+    """INVALID_PARAMS; the same request can never succeed."""
+    return ErrorInfo(code="INVALID_PARAMS", message=message, engine=engine, retriable=False)
+
+
+def id_conflict(task_id: str) -> ErrorInfo:
+    """TASK_ID_CONFLICT; the same words whoever the other task belongs to (ORCH-3024)."""
+    return ErrorInfo(
+        code="TASK_ID_CONFLICT",
+        message=f"task_id {task_id} is in use by another request; choose a new one",
+        retriable=False,
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"

@@ -1,0 +1,35 @@
+"""Cancelling a task wherever it is (ORCH-2003, ORCH-3017, ORCH-3026, OC-CORE-1005).
+
+The answer always follows the terminal outcome. A cancel that overtakes its task's admission admits
+it and ends it at once: no error code says "canceled", a retriable refusal would make the client
+send again what it gave up, and a remembered outcome keeps a repeated submission from running.
+"""
+
+from contracts.scheduling import AnswerCancel, CancelRequested, Outcome
+from orchestrator.core import attempts
+from orchestrator.core.lifecycle import is_over
+from orchestrator.core.state import State
+from orchestrator.core.submissions import stop_measuring
+
+CANCELED = Outcome("canceled", finish_reason="canceled")
+
+
+def requested(state: State, event: CancelRequested) -> None:
+    """Cancel a task, or wait with it for the stop that is under way."""
+    record = state.tasks.get(event.task_id)
+    if record is None or record.task.tenant != event.tenant:
+        state.out.append(AnswerCancel("", event.request, found=False))
+        return
+    if is_over(record):
+        state.out.append(AnswerCancel(record.home.policy.set_id, event.request, found=True))
+        return
+    record.cancels.append(event.request)
+    if record.state == "measuring":
+        stop_measuring(record)
+        state.admit(record)
+        state.finish(record, CANCELED)
+    elif record.state == "queued":
+        record.flow.discard(record)
+        state.finish(record, CANCELED)
+    elif record.state == "running":
+        attempts.request_stop(state, record, "cancel")

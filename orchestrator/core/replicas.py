@@ -1,0 +1,143 @@
+"""Replicas come, load, become Ready, fail and go (ORCH-3010, ORCH-3018, ORCH-3046)."""
+
+from contracts.scheduling import (
+    RefuseReplica,
+    ReplicaInfo,
+    ReplicaLoading,
+    ReplicaLost,
+    ReplicaReady,
+    ReplicaUnready,
+)
+from orchestrator.core import attempts, submissions
+from orchestrator.core.placement import Replica
+from orchestrator.core.replica_set import ReplicaSet
+from orchestrator.core.state import State
+
+
+def loading(state: State, event: ReplicaLoading) -> None:
+    """A replica brings its engine up. If it was Ready, that engine is gone."""
+    replica = _registered(state, event.replica_id, event.pool_id)
+    if replica is None or replica.state == "loading":
+        return
+    _take_down(state, replica, "the engine is loading again")
+    replica.state = "loading"
+    replica.since_ns = state.now_ns
+    replica.home.loading[replica.replica_id] = state.now_ns
+
+
+def ready(state: State, event: ReplicaReady) -> None:
+    """A replica can serve from now on, if it is like the others of its set."""
+    info = event.replica
+    replica = _registered(state, info.replica_id, info.pool_id)
+    if replica is None or (replica.state == "ready" and replica.info == info):
+        return
+    home = replica.home
+    if replica.state == "ready":
+        _take_down(state, replica, "the engine was replaced")
+    reason = mismatch(home, info)
+    if reason is not None:
+        _remove(state, replica, reason)
+        state.out.append(RefuseReplica(home.policy.set_id, info.replica_id, reason))
+        return
+    if replica.state == "loading":
+        del home.loading[replica.replica_id]
+        if replica.since_ns < state.now_ns:
+            home.predictor.loaded(state.now_ns - replica.since_ns)
+    home.predictor.self_tested(info.token_ns)
+    home.pin = home.pin or info
+    replica.state = "ready"
+    replica.reason = ""
+    replica.info = info
+    home.ready.add(replica)
+    state.want_dispatch(home)
+
+
+def unready(state: State, event: ReplicaUnready) -> None:
+    """A replica's engine is down, and with it all that it was running."""
+    replica = state.replicas.get(event.replica_id)
+    if replica is None:
+        return
+    if replica.state == "loading":
+        del replica.home.loading[replica.replica_id]
+        replica.state = "unready"
+        replica.home.pool_reasons[replica.pool_id] = event.reason
+    else:
+        _take_down(state, replica, event.reason)
+    replica.reason = event.reason
+
+
+def lost(state: State, event: ReplicaLost) -> None:
+    """A replica is gone, and with it all that it was doing."""
+    replica = state.replicas.get(event.replica_id)
+    if replica is not None:
+        _remove(state, replica, event.reason)
+
+
+def mismatch(home: ReplicaSet, info: ReplicaInfo) -> str | None:
+    """Why a replica must not serve in this set; None if it may (ORCH-3046).
+
+    The set's configuration binds always. Versions are pinned by the first Ready replica for as long
+    as any is Ready, because what runs now must be repeatable on every other replica.
+    """
+    policy = home.policy
+    if info.engine != policy.engine:
+        return f"engine is {info.engine}, the set's is {policy.engine}"
+    if info.sampler_profile_version != policy.sampler_profile_version:
+        return (
+            f"sampler_profile_version is {info.sampler_profile_version}, the set's is {policy.sampler_profile_version}"
+        )
+    if info.ctx < policy.ctx:
+        return f"ctx is {info.ctx}, the set admits tasks up to {policy.ctx}"
+    if info.slots < 1:
+        return "it has no slots"
+    if home.pin is None:
+        return None
+    for name in ("engine_version", "model_digest", "ctx"):
+        has, pinned = getattr(info, name), getattr(home.pin, name)
+        if has != pinned:
+            return f"{name} is {has}, the set is pinned to {pinned}"
+    return None
+
+
+def _registered(state: State, replica_id: str, pool_id: str) -> Replica | None:
+    """The replica of that id, registered as loading if it is new; None if its pool is unknown."""
+    replica = state.replicas.get(replica_id)
+    if replica is not None and replica.pool_id == pool_id:
+        return replica
+    if replica is not None:
+        _remove(state, replica, "it came back in another pool")
+    home = state.set_of_pool.get(pool_id)
+    if home is None:
+        state.out.append(RefuseReplica("", replica_id, f"no pool {pool_id} is configured"))
+        return None
+    replica = Replica(replica_id, pool_id, home, state.next_sequence(), state.now_ns)
+    state.replicas[replica_id] = replica
+    home.loading[replica_id] = state.now_ns
+    return replica
+
+
+def _remove(state: State, replica: Replica, reason: str) -> None:
+    del state.replicas[replica.replica_id]
+    if replica.state == "loading":
+        del replica.home.loading[replica.replica_id]
+    _take_down(state, replica, reason)
+
+
+def _take_down(state: State, replica: Replica, reason: str) -> None:
+    """Stop counting on a replica: out of the index first, so that nothing goes back to it."""
+    home = replica.home
+    home.pool_reasons[replica.pool_id] = reason
+    was_ready = replica.state == "ready"
+    replica.state = "unready"
+    if not was_ready:
+        return
+    home.ready.remove(replica)
+    if not len(home.ready):
+        home.pin = None
+    attempts.replica_gone(state, replica, reason)
+    replica.info = None
+    measuring = list(replica.measuring.values())
+    replica.measuring.clear()
+    for record in measuring:
+        record.replica = None
+        submissions.measure_somewhere(state, record)

@@ -1,0 +1,116 @@
+"""The scheduler: events in, commands out. It knows no clock, does no I/O, and starts no thread.
+
+The same events with the same times give the same commands, in every process.
+"""
+
+from contracts.api import TaskStatus
+from contracts.scheduling import (
+    AnyCommand,
+    AnyEvent,
+    AttemptEnded,
+    CancelRequested,
+    Outcome,
+    PromptMeasured,
+    ReplicaLoading,
+    ReplicaLost,
+    ReplicaReady,
+    ReplicaUnready,
+    SchedulerConfig,
+    SetTimer,
+    SlotReleased,
+    TaskInfo,
+    TaskSubmitted,
+    TimerFired,
+    TokensProgressed,
+)
+from orchestrator.core import attempts, cancels, replicas, submissions, view, watchdog
+from orchestrator.core.state import State
+from orchestrator.core.view import StartedView
+
+
+class Scheduler:
+    """Decides for all replica sets of one configuration. Not thread-safe; `step` is never re-entered."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.state = State(config)
+
+    def step(self, now_ns: int, event: AnyEvent) -> list[AnyCommand]:
+        """Take in one event; the commands are to be carried out in order.
+
+        `now_ns` is the shell's monotonic clock. Events about unknown tasks, replicas or attempts are
+        dropped: they are late, not wrong.
+        """
+        state = self.state
+        state.begin_step(now_ns)
+        # 1. Take in what happened.
+        self._handle(event)
+        # 2. Act on what has become due.
+        watchdog.expire(state)
+        # 3. Start whatever can start.
+        state.dispatch()
+        # 4. Forget what is not to be kept any longer.
+        state.trim_results()
+        # 5. Ask to be woken for what becomes due next.
+        alarm_ns = state.timers.next_alarm(state.now_ns)
+        if alarm_ns is not None:
+            state.out.append(SetTimer("", alarm_ns))
+        return state.out
+
+    def _handle(self, event: AnyEvent) -> None:
+        state = self.state
+        match event:
+            case TokensProgressed():
+                attempts.progressed(state, event)
+            case TaskSubmitted():
+                submissions.submitted(state, event)
+            case AttemptEnded():
+                attempts.ended(state, event)
+            case SlotReleased():
+                attempts.released(state, event)
+            case TimerFired():
+                state.timers.alarm_rang()
+            case PromptMeasured():
+                submissions.measured(state, event)
+            case CancelRequested():
+                cancels.requested(state, event)
+            case ReplicaLoading():
+                replicas.loading(state, event)
+            case ReplicaReady():
+                replicas.ready(state, event)
+            case ReplicaUnready():
+                replicas.unready(state, event)
+            case ReplicaLost():
+                replicas.lost(state, event)
+
+    # ------------------------------------------------------------------ reading
+
+    def status(self, now_ns: int, task_id: str, tenant: str) -> TaskStatus | None:
+        """State, position and outcome of a task; None if it is unknown or another tenant's."""
+        record = view.find(self.state, task_id, tenant)
+        return None if record is None else view.status(self.state, now_ns, record)
+
+    def task(self, task_id: str, tenant: str) -> TaskInfo | None:
+        """The task as it was submitted; None if it is unknown or another tenant's."""
+        record = view.find(self.state, task_id, tenant)
+        return None if record is None else record.task
+
+    def outcome(self, task_id: str, tenant: str) -> Outcome | None:
+        """The terminal outcome of a task; None while it has none, or if it is unknown or another tenant's."""
+        record = view.find(self.state, task_id, tenant)
+        return None if record is None else record.outcome
+
+    def started(self, now_ns: int, task_id: str, tenant: str) -> StartedView | None:
+        """What a stream tells of a task that started; None before that."""
+        record = view.find(self.state, task_id, tenant)
+        return None if record is None else view.started(self.state, now_ns, record)
+
+    def readiness(self) -> dict[str, str]:
+        """Per pool id: "ready", "loading" or "unavailable: <why>"."""
+        return view.readiness(self.state)
+
+    def queue_depth(self, set_id: str, priority: str) -> int:
+        """Admitted tasks of a class that wait. Raises `KeyError` for an unknown set or class."""
+        for home in self.state.sets:
+            if home.policy.set_id == set_id:
+                return len(home.flow_of[priority])
+        raise KeyError(set_id)
