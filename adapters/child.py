@@ -1,0 +1,117 @@
+"""One engine process: started with its parent's fate tied to it, watched, drained, ended.
+
+Works on any event loop and in any thread: the exit is watched through a pidfd, stderr through
+the loop's reader. The child stays in the parent's process group, so that whatever ends the group
+ends it too (ORCH-3001).
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+STDERR_LINES_MAX: Final = 50
+STDERR_LINE_BYTES_MAX: Final = 1000
+_READ_BYTES: Final = 65536
+_STOP_GRACE_MS: Final = 3000
+
+_WITH_PARENT: Final = str(Path(__file__).with_name("with_parent.py"))
+
+
+def bound_to_this_process(argv: Sequence[str]) -> list[str]:
+    """`argv` (an absolute path first), made to be killed when the calling thread or process ends."""
+    return [sys.executable, "-I", "-S", _WITH_PARENT, str(os.getpid()), *argv]
+
+
+class ChildProcess:
+    """A started process. `status` is its exit status once it has ended (negative: signal)."""
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """Start `argv`. Must be called in the thread of a running event loop that outlives the child."""
+        self._loop = asyncio.get_running_loop()
+        self._tail: deque[str] = deque(maxlen=STDERR_LINES_MAX)
+        self._line = b""
+        self._exited = asyncio.Event()
+        self.status: int | None = None
+        self._process = subprocess.Popen(
+            bound_to_this_process(argv),
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        self.pid = self._process.pid
+        assert self._process.stderr is not None
+        self._stderr_fd = self._process.stderr.fileno()
+        os.set_blocking(self._stderr_fd, False)
+        self._pidfd = os.pidfd_open(self.pid)
+        self._loop.add_reader(self._stderr_fd, self._drain_stderr)
+        self._loop.add_reader(self._pidfd, self._on_exit)
+
+    @property
+    def stderr_tail(self) -> tuple[str, ...]:
+        """The last complete lines that the process wrote to stderr."""
+        return tuple(self._tail)
+
+    async def wait(self) -> int:
+        """Return the exit status when the process has ended."""
+        await self._exited.wait()
+        assert self.status is not None
+        return self.status
+
+    async def stop(self, grace_ms: int = _STOP_GRACE_MS) -> None:
+        """SIGTERM, then SIGKILL when the process is still there after `grace_ms`. Safe to repeat."""
+        if self.status is None:
+            self._signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._exited.wait(), grace_ms / 1000)
+        if self.status is None:
+            self._signal(signal.SIGKILL)
+            await self._exited.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def _drain_stderr(self) -> None:
+        try:
+            data = os.read(self._stderr_fd, _READ_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            self._loop.remove_reader(self._stderr_fd)
+            return
+        *lines, rest = (self._line + data).split(b"\n")
+        self._line = rest[-STDERR_LINE_BYTES_MAX:]
+        for line in lines:
+            self._keep(line)
+
+    def _keep(self, line: bytes) -> None:
+        text = line[:STDERR_LINE_BYTES_MAX].decode(errors="replace").strip()
+        if text:
+            self._tail.append(text)
+
+    def _on_exit(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        self.status = self._process.wait()
+        # What it wrote last is still in the pipe; a bounded number of reads empties it.
+        self._loop.remove_reader(self._stderr_fd)
+        with contextlib.suppress(OSError):
+            for _ in range(32):
+                data = os.read(self._stderr_fd, _READ_BYTES)
+                if not data:
+                    break
+                *lines, self._line = (self._line + data).split(b"\n")
+                for line in lines:
+                    self._keep(line)
+        self._keep(self._line)
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+        os.close(self._pidfd)
+        self._exited.set()

@@ -1,0 +1,62 @@
+"""How `llama-server` is started: arguments and environment.
+
+The numeric flags make output byte-exact under continuous batching (ORCH-3045): one compute
+thread, flash attention, and batches of at most 32 rows, so that no request ever shares a tile
+with another or takes another kernel path than it would alone. Slots are counted explicitly
+because an automatic count switches to one context shared by all.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from contracts.engine import EngineSpec
+
+EXACT_FLAGS: Final = ("-t", "1", "-fa", "on", "-b", "32", "-ub", "32")
+
+
+def server_arguments(spec: EngineSpec, socket_path: Path) -> list[str]:
+    """The command line. The engine listens on a Unix socket only (OC-ADAPT-5002).
+
+    A port would be open to every user of the host, and llama-server binds with SO_REUSEPORT: two
+    replicas that raced for one port would silently share it.
+    """
+    offload = ["-ngl", "999"] if spec.accelerator == "gpu" else ["-ngl", "0", "--device", "none"]
+    return [
+        *("-m", spec.model_path, "--alias", spec.model, "--host", str(socket_path)),
+        *("-np", str(spec.slots), "-c", str(spec.ctx * spec.slots)),
+        *EXACT_FLAGS,
+        # No state beyond the slots themselves: host memory stays bounded by -c.
+        *("--cache-ram", "0", "--fit", "off"),
+        *("--metrics", "--slots", "--no-webui", "--offline"),
+        *offload,
+        *spec.args,
+    ]
+
+
+def server_environment(spec: EngineSpec, api_key: str, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment: no inherited engine settings, exactly the devices of the mask (ORCH-3011).
+
+    `LLAMA_ARG_*` variables would override or add flags behind our back, so none is passed on. The
+    key goes through the environment because command lines are readable by every user.
+    """
+    source = os.environ if base is None else base
+    env = {name: value for name, value in source.items() if not name.startswith("LLAMA_")}
+    env["LLAMA_API_KEY"] = api_key
+    if spec.accelerator == "cpu-dev":
+        env["CUDA_VISIBLE_DEVICES"] = ""
+        env["GGML_VK_VISIBLE_DEVICES"] = ""
+    elif spec.devices:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(spec.devices)
+        if all(device.isdigit() for device in spec.devices):
+            env["GGML_VK_VISIBLE_DEVICES"] = ",".join(spec.devices)
+    return with_library_path(Path(spec.binary), env)
+
+
+def with_library_path(binary: Path, env: dict[str, str]) -> dict[str, str]:
+    """`env`, with the binary's own folder first on the library path where it ships a Vulkan loader."""
+    if (binary.parent / "libvulkan.so.1").exists():
+        before = env.get("LD_LIBRARY_PATH")
+        env["LD_LIBRARY_PATH"] = f"{binary.parent}:{before}" if before else str(binary.parent)
+    return env

@@ -1,0 +1,53 @@
+"""Which slot of the engine serves which attempt.
+
+The adapter names the slot of every request itself. It then knows whose slot has to become free
+after a cancel, and never sends more than the engine can run: a request that waits inside the
+engine cannot be cancelled there (ORCH-3017, ORCH-3019).
+"""
+
+from typing import Final
+
+_PREFIX_CHARS: Final = 4096
+
+
+class SlotTable:
+    """Free and taken slots. A free slot remembers how its last prompt began, for prefix reuse."""
+
+    def __init__(self, count: int) -> None:
+        self._prefix: dict[int, str] = dict.fromkeys(range(count), "")
+        self._free: list[int] = list(range(count))  # least recently used first
+
+    @property
+    def free(self) -> int:
+        """How many slots can be taken now."""
+        return len(self._free)
+
+    def take(self, prompt: str) -> int | None:
+        """Take the free slot that shares the longest prompt prefix, the least recently used of equals.
+
+        None where all are taken.
+        """
+        if not self._free:
+            return None
+        head = prompt[:_PREFIX_CHARS]
+        slot = max(self._free, key=lambda s: _shared_prefix(head, self._prefix[s]))
+        self._free.remove(slot)
+        self._prefix[slot] = head
+        return slot
+
+    def give_back(self, slot: int) -> None:
+        """The engine has let go of `slot`."""
+        assert slot not in self._free, f"slot {slot} was given back twice"
+        self._free.append(slot)
+
+
+def _shared_prefix(one: str, other: str) -> int:
+    """Length of the common prefix, found by halving."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,1 @@
+"""Engines to test against, shipped with the adapters."""

@@ -1,0 +1,127 @@
+"""A deterministic fake engine that speaks llama-server's HTTP, for tests and the overhead benchmark.
+
+It takes llama-server's command line (what it does not know it ignores) and says in `build_info`
+that it is a fake. Further options, also read from `$LLORCH_FAKE_ARGS`:
+
+  --fake-first-token-ms N   pause before the first token of a completion (default 0)
+  --fake-token-ms N         pause between tokens (default 0: a burst)
+  --fake-burst              no pauses, whatever was said before
+  --fake-die-after N        kill itself when a completion has made N tokens
+  --fake-stall-after N      a completion falls silent after N tokens
+  --fake-load-ms N          answer "loading" for so long after the start
+"""
+
+import argparse
+import asyncio
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from adapters.testing.fake_http import HttpProtocol
+from adapters.testing.fake_scheduler import Pace, SlotScheduler
+
+BUILD_INFO: Final = "fake-llama-server 1"
+_CTX_DEFAULT: Final = 4096
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("fake-llama-server", allow_abbrev=False)
+    parser.add_argument("-m", "--model", default="fake.gguf")
+    parser.add_argument("-a", "--alias", default="fake")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("-np", "--parallel", type=int, default=4)
+    parser.add_argument("-c", "--ctx-size", type=int, default=0)
+    parser.add_argument("--api-key", default=os.environ.get("LLAMA_API_KEY", ""))
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--list-devices", action="store_true")
+    for name in ("first-token-ms", "token-ms", "load-ms"):
+        parser.add_argument(f"--fake-{name}", type=float, default=0.0)
+    for name in ("die-after", "stall-after"):
+        parser.add_argument(f"--fake-{name}", type=int, default=None)
+    parser.add_argument("--fake-burst", action="store_true")
+    arguments, _ = parser.parse_known_args([*shlex.split(os.environ.get("LLORCH_FAKE_ARGS", "")), *argv])
+    if arguments.fake_burst:
+        arguments.fake_first_token_ms = arguments.fake_token_ms = 0.0
+    return arguments
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    pace = Pace(
+        first_ns=int(arguments.fake_first_token_ms * 1e6),
+        token_ns=int(arguments.fake_token_ms * 1e6),
+        die_after=arguments.fake_die_after,
+        stall_after=arguments.fake_stall_after,
+    )
+    ctx = (arguments.ctx_size or _CTX_DEFAULT * arguments.parallel) // arguments.parallel
+    scheduler = SlotScheduler(arguments.parallel, pace)
+    facts = {
+        "total_slots": arguments.parallel,
+        "default_generation_settings": {"n_ctx": ctx},
+        "model_alias": arguments.alias,
+        "model_path": arguments.model,
+        "build_info": BUILD_INFO,
+        "fake": True,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+    }
+    ready_ns = time.monotonic_ns() + int(arguments.fake_load_ms * 1e6)
+
+    def connection() -> HttpProtocol:
+        return HttpProtocol(scheduler, facts, ctx, arguments.api_key, ready_ns)
+
+    if arguments.host.endswith(".sock"):
+        server = await loop.create_unix_server(connection, arguments.host, backlog=1024)
+    else:
+        server = await loop.create_server(connection, arguments.host, arguments.port, backlog=1024)
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    print(f"{BUILD_INFO} listens on {arguments.host}:{arguments.port}", file=sys.stderr, flush=True)
+    await stopped.wait()
+    server.close()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    if arguments.version:
+        print(f"version: {BUILD_INFO}")
+    elif arguments.list_devices:
+        print("Available devices:\n  (none)")
+    else:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(arguments))
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def write_fake_binary(directory: Path, *options: str) -> Path:
+    """Write an executable that runs this fake, usable as `engine_options.binary`. `options` come first."""
+    root = Path(__file__).resolve().parents[2]
+    words = [sys.executable, "-m", "adapters.testing.fake_llama_server", *options]
+    path = directory / "fake-llama-server"
+    path.write_text(
+        f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(root))}${{PYTHONPATH:+":$PYTHONPATH"}} exec {shlex.join(words)} "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The llama.cpp adapter on the fake engine."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from adapters.llamacpp import LlamaCppAdapter
+from adapters.testing.fake_llama_server import write_fake_binary
+from contracts.engine import EngineSpec
+
+Launch = Callable[..., Awaitable[LlamaCppAdapter]]
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
+    monkeypatch.setenv("LLORCH_CACHE_DIR", str(tmp_path / "cache"))
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"weights")
+    return EngineSpec(
+        engine="llamacpp",
+        pool_id="p",
+        replica_id="p-0",
+        model="m",
+        model_path=str(model),
+        ctx=256,
+        slots=2,
+        accelerator="cpu-dev",
+        binary=str(write_fake_binary(tmp_path)),
+        ready_timeout_ms=30_000,
+    )
+
+
+@pytest.fixture
+async def launch(spec: EngineSpec) -> AsyncIterator[Launch]:
+    """Launch adapters with extra engine arguments; all are closed at the end."""
+    adapters = []
+
+    async def start(*args: str) -> LlamaCppAdapter:
+        adapter = LlamaCppAdapter(replace(spec, args=args))
+        adapters.append(adapter)
+        await adapter.launch()
+        return adapter
+
+    yield start
+    for adapter in adapters:
+        await adapter.close()
