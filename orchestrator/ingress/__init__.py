@@ -1,0 +1,1 @@
+"""The HTTP side: authentication, validation, SSE and error mapping, over a `contracts.gateway.Gateway`."""

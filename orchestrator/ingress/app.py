@@ -1,0 +1,248 @@
+"""The ASGI application of the data plane, OrchQueue v1 (ORCH-3044)."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import msgspec
+import structlog
+
+from contracts.api import Admission
+from contracts.errors import ErrorInfo, OrchError
+from contracts.gateway import Gateway
+from contracts.scheduling import TaskInfo
+from orchestrator.ingress.auth import Authenticator
+from orchestrator.ingress.docs import Documents
+from orchestrator.ingress.errors import error_reply, internal, log_failure, refuse
+from orchestrator.ingress.http import (
+    ASGIApp,
+    BodyTooLarge,
+    ClientGone,
+    Headers,
+    Receive,
+    Reply,
+    Request,
+    Scope,
+    Send,
+)
+from orchestrator.ingress.settings import IngressSettings
+from orchestrator.ingress.sse import last_event_id
+from orchestrator.ingress.streaming import Departures, EventStream
+from orchestrator.ingress.submission import Submission, engine_of, parse_submission, parse_task_id
+
+_log = structlog.get_logger(__name__)
+_encode = msgspec.json.Encoder().encode
+
+#: None: the response was sent already (a stream).
+Handler = Callable[[Request], Awaitable[Reply | None]]
+TaskHandler = Callable[[Request, str], Awaitable[Reply | None]]
+
+_TASKS = "/v1/tasks"
+
+
+def build_app(gateway: Gateway, settings: IngressSettings) -> ASGIApp:
+    """The data plane over `gateway`. Reads the OpenAPI document, so raises OSError when that is missing."""
+    return Ingress(gateway, settings)
+
+
+class Ingress:
+    """Routes, authenticates, and turns every failure into the envelope (ORCH-2006)."""
+
+    def __init__(self, gateway: Gateway, settings: IngressSettings) -> None:
+        self._gateway = gateway
+        self._settings = settings
+        self._auth = Authenticator(settings)
+        self._departures = Departures(gateway, settings.cancel_timeout_ms)
+        documents = Documents(settings.openapi_path)
+        self._routes: dict[str, dict[str, Handler]] = {
+            _TASKS: {"POST": self._submit},
+            "/healthz": {"GET": _healthz},
+            "/readyz": {"GET": self._readyz},
+            "/metrics": {"GET": self._metrics},
+            "/docs": {"GET": documents.page},
+            "/openapi.json": {"GET": documents.openapi},
+        }
+        self._task_routes: dict[str, dict[str, TaskHandler]] = {
+            "": {"GET": self._status},
+            "stream": {"GET": self._stream},
+            "cancel": {"POST": self._cancel},
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._handle(Request(scope, receive, send))
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            raise NotImplementedError(f"no {scope['type']} here")
+
+    async def _handle(self, request: Request) -> None:
+        try:
+            reply = await self._route(request)
+        except OrchError as error:
+            reply = error_reply(error.info)
+        except ClientGone:
+            return
+        except Exception:
+            log_failure("request_failed", path=request.path, correlation_id=request.correlation_id)
+            reply = None if request.started else error_reply(internal())
+        if reply is not None:
+            with suppress(OSError):  # the client left
+                await request.reply(reply)
+
+    async def _route(self, request: Request) -> Reply | None:
+        """Find and run the handler; everything under /v1 needs a key (ORCH-3035), known path or not."""
+        path = request.path
+        if path.startswith("/v1/"):
+            self._authenticate(request)
+        methods = self._routes.get(path)
+        if methods is not None:
+            handler = methods.get(request.method)
+            return await handler(request) if handler else _wrong_method(methods)
+        if path.startswith(_TASKS + "/"):
+            name, slash, action = path[len(_TASKS) + 1 :].partition("/")
+            task_methods = self._task_routes.get(action) if name and (action or not slash) else None
+            if task_methods is not None:
+                task_handler = task_methods.get(request.method)
+                if task_handler is None:
+                    return _wrong_method(task_methods)
+                return await task_handler(request, parse_task_id(name))
+        raise refuse("NOT_FOUND", "There is nothing at this path. GET /docs lists what there is.")
+
+    def _authenticate(self, request: Request) -> None:
+        try:
+            request.tenant = self._auth.tenant(request.headers)
+        except OrchError as error:
+            if request.path == _TASKS and request.method == "POST":
+                self._gateway.count_rejected("unknown", error.info.code)
+            raise
+
+    # ------------------------------------------------------------------ tasks
+
+    async def _submit(self, request: Request) -> Reply | None:
+        """`POST /v1/tasks` (ORCH-2001): 202 with the admission, or the whole stream in one call."""
+        one_call = request.wants_events()
+        after = last_event_id(request.headers)
+        submission = await self._read_submission(request, one_call)
+        task = submission.task
+        try:
+            admission = await self._gateway.submit(task, submission.request)
+        except OrchError as error:
+            _log_refusal(task, error.info)
+            raise
+        except asyncio.CancelledError:
+            # The submission may be on its way already; whoever asked for one call has left it.
+            if one_call:
+                self._departures.left(task.task_id, task.tenant, request.correlation_id)
+            raise
+        _log_admission(task, admission)
+        headers: Headers = [(b"location", b"%b/%b" % (_TASKS.encode(), task.task_id.encode()))]
+        if not one_call:
+            return Reply(202, _encode(admission), headers=headers)
+        headers += [
+            (b"x-queue-position", b"%d" % admission.queue_position),
+            (b"x-predicted-start-ms", b"%d" % admission.predicted_start_ms),
+            (b"x-backoff-ms", b"%d" % admission.backoff_ms),
+        ]
+        await self._send_stream(request, task.task_id, after, headers)
+        return None
+
+    async def _read_submission(self, request: Request, one_call: bool) -> Submission:
+        """Body to task; what is refused here never reaches the scheduler, so it is counted here."""
+        body = b""
+        limit = self._settings.body_max_bytes
+        try:
+            body = await request.read_body(limit)
+            return parse_submission(body, request.tenant, request.correlation_id, one_call)
+        except BodyTooLarge:
+            self._gateway.count_rejected("unknown", "PAYLOAD_TOO_LARGE")
+            raise refuse("PAYLOAD_TOO_LARGE", f"The body is over {limit} bytes. Send a shorter prompt.") from None
+        except OrchError as error:
+            self._gateway.count_rejected(engine_of(body), error.info.code)
+            raise
+
+    async def _status(self, request: Request, task_id: str) -> Reply:
+        return Reply(200, _encode(await self._gateway.status(task_id, request.tenant)))
+
+    async def _cancel(self, request: Request, task_id: str) -> Reply:
+        """ORCH-2003: when the 204 is sent, no token of the task will follow (ORCH-3026, OC-CTRL-2012)."""
+        await self._gateway.cancel(task_id, request.tenant)
+        return Reply(204, b"")
+
+    async def _stream(self, request: Request, task_id: str) -> None:
+        """ORCH-2002. Asks for the task first: an unknown one is a 404, not a stream with an error in it."""
+        after = last_event_id(request.headers)
+        await self._gateway.task_info(task_id, request.tenant)
+        await self._send_stream(request, task_id, after, [])
+
+    async def _send_stream(self, request: Request, task_id: str, after: int, headers: Headers) -> None:
+        stream = EventStream(request, self._settings.keepalive_ms)
+        complete = False
+        try:
+            complete = await stream.serve(self._gateway.stream(task_id, request.tenant, after), headers)
+        finally:
+            # Also when the server cancels this coroutine, which is how some tell of a disconnect.
+            if not complete:
+                self._departures.left(task_id, request.tenant, request.correlation_id)
+
+    # ---------------------------------------------------------------- service
+
+    async def _readyz(self, _request: Request) -> Reply:
+        readiness = await self._gateway.readiness()
+        return Reply(200 if readiness.ready else 503, _encode(readiness))
+
+    async def _metrics(self, _request: Request) -> Reply:
+        return Reply(200, await self._gateway.metrics(), b"text/plain; version=0.0.4; charset=utf-8")
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:  # two messages in a server's life
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self._departures.drain()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+async def _healthz(_request: Request) -> Reply:
+    """The process answers; whether tasks can be served is /readyz's matter."""
+    return Reply(200, b'{"status":"ok"}')
+
+
+def _wrong_method(methods: dict[str, Handler] | dict[str, TaskHandler]) -> Reply:
+    allowed = ", ".join(methods)
+    info = ErrorInfo(code="METHOD_NOT_ALLOWED", message=f"This path takes {allowed} only.", retriable=False)
+    reply = error_reply(info)
+    reply.headers.append((b"allow", allowed.encode()))
+    return reply
+
+
+def _log_admission(task: TaskInfo, admission: Admission) -> None:
+    """ORCH-3029, OC-CTRL-2050."""
+    _log.info(
+        "task_admitted",
+        job_id=task.task_id,
+        session_id=task.session_id,
+        tenant=task.tenant,
+        engine=task.engine,
+        priority=task.priority,
+        deadline_ms=task.deadline_ms,
+        queue_position=admission.queue_position,
+        predicted_start_ms=admission.predicted_start_ms,
+        correlation_id=task.correlation_id,
+    )
+
+
+def _log_refusal(task: TaskInfo, info: ErrorInfo) -> None:
+    _log.info(
+        "task_refused",
+        job_id=task.task_id,
+        session_id=task.session_id,
+        tenant=task.tenant,
+        engine=task.engine,
+        priority=task.priority,
+        deadline_ms=task.deadline_ms,
+        code=info.code,
+        correlation_id=task.correlation_id,
+    )

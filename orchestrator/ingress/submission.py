@@ -1,0 +1,167 @@
+"""From the bytes of `POST /v1/tasks` to what the gateway takes (OC-CTRL-2010, ORCH-3024).
+
+All that can be known without the cluster is checked here; limits of models and queues are the
+scheduler's matter.
+"""
+
+import hashlib
+from typing import Final, get_args
+from uuid import UUID
+
+import msgspec
+
+from contracts import api
+from contracts.api import TaskRequest
+from contracts.engine import GenerateRequest
+from contracts.errors import OrchError
+from contracts.scheduling import TaskInfo
+from orchestrator.ingress.errors import refuse
+
+_decode = msgspec.json.Decoder(TaskRequest).decode
+# Deterministic: the order of keys in maps does not change what a request is.
+_canonical = msgspec.msgpack.Encoder(order="deterministic").encode
+
+_CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "workload": get_args(api.Workload),
+    "engine": get_args(api.Engine),
+    "priority": get_args(api.Priority),
+    "determinism": get_args(api.Determinism),
+    "role": get_args(api.Role),
+    "kv_hint": ("reuse", "cold"),
+}
+
+
+class _EngineOnly(msgspec.Struct):
+    engine: api.Engine
+
+
+_decode_engine = msgspec.json.Decoder(_EngineOnly).decode
+
+
+class Submission(msgspec.Struct, frozen=True):
+    """A task as the scheduler sees it, and what the engine will need of it."""
+
+    task: TaskInfo
+    request: GenerateRequest
+
+
+def engine_of(body: bytes) -> str:
+    """The engine a refused body names, for the metrics; `unknown` when it names none (ORCH-2008)."""
+    try:
+        return _decode_engine(body).engine
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return "unknown"
+
+
+def parse_submission(body: bytes, tenant: str, correlation_id: str, one_call: bool) -> Submission:
+    """Decode and check a body. Raises OrchError INVALID_PARAMS that names the field and what to do."""
+    try:
+        asked = _decode(body)
+    except msgspec.ValidationError as error:
+        raise refuse("INVALID_PARAMS", _explain(str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise refuse("INVALID_PARAMS", f"The body is not JSON in valid UTF-8: {error}. Send one JSON object.") from None
+    _check_content(asked)
+    return _submission(asked, tenant, correlation_id, one_call)
+
+
+def parse_task_id(text: str) -> str:
+    """A task id from a path, in canonical lower-case form. Raises OrchError INVALID_PARAMS."""
+    try:
+        return str(msgspec.convert(text, UUID))
+    except msgspec.ValidationError:
+        raise refuse("INVALID_PARAMS", "The task id in the path is not a UUID. Use the task_id of the task.") from None
+
+
+def derived_seed(task_id: str) -> int:
+    """The seed of a task that names none (ORCH-3045): the first 31 bits of the id's sha256.
+
+    31 bits, because every engine takes a seed of that size as it is.
+    """
+    return int.from_bytes(hashlib.sha256(task_id.encode()).digest()[:4], "big") >> 1
+
+
+def _submission(asked: TaskRequest, tenant: str, correlation_id: str, one_call: bool) -> Submission:
+    task_id = str(asked.task_id)
+    seed = derived_seed(task_id) if asked.seed is None else asked.seed
+    request = GenerateRequest(
+        task_id=task_id,
+        max_tokens=asked.max_tokens,
+        seed=seed,
+        workload=asked.workload,
+        sampler_profile_version=asked.sampler_profile_version,
+        # Neither content field: a completion of the empty prompt, as old consumers send it.
+        prompt=asked.prompt if asked.messages or asked.inputs else asked.prompt or "",
+        messages=asked.messages,
+        inputs=asked.inputs,
+        sampling=asked.sampling,
+        kv_hint=asked.kv_hint,
+    )
+    task = TaskInfo(
+        task_id=task_id,
+        session_id=str(asked.session_id),
+        tenant=tenant,
+        workload=asked.workload,
+        engine=asked.engine,
+        model_ref=asked.model_ref,
+        ctx=asked.ctx,
+        priority=asked.priority,
+        max_tokens=asked.max_tokens,
+        deadline_ms=asked.deadline_ms,
+        seed=seed,
+        determinism=asked.determinism,
+        sampler_profile_version=asked.sampler_profile_version,
+        prompt_bytes=_content_bytes(request),
+        templated=asked.messages is not None,
+        body_digest=hashlib.sha256(_canonical(asked)).digest(),
+        correlation_id=correlation_id,
+        expected_tokens=asked.expected_tokens,
+        kv_hint=asked.kv_hint,
+        cancel_on_disconnect=one_call if asked.cancel_on_disconnect is None else asked.cancel_on_disconnect,
+        labels=asked.labels,
+    )
+    return Submission(task, request)
+
+
+def _content_bytes(request: GenerateRequest) -> int:
+    if request.messages is not None:
+        return sum(len(message.content.encode()) for message in request.messages)
+    if request.inputs is not None:
+        return sum(len(text.encode()) for text in request.inputs)
+    return len((request.prompt or "").encode())
+
+
+def _check_content(asked: TaskRequest) -> None:
+    """Which of `prompt`, `messages` and `inputs` goes with which workload."""
+    if asked.workload == "completion":
+        if asked.inputs is not None:
+            raise _invalid(asked, "`$.inputs`: not for workload `completion`; send `prompt` or `messages`.")
+        if asked.prompt is not None and asked.messages is not None:
+            raise _invalid(asked, "`$.messages`: either `prompt` or `messages` is allowed, not both; leave one out.")
+        return
+    for name, value in (("prompt", asked.prompt), ("messages", asked.messages)):
+        if value is not None:
+            raise _invalid(asked, f"`$.{name}`: not for workload `{asked.workload}`; send `inputs`.")
+    if asked.inputs is None:
+        raise _invalid(asked, f"`$.inputs`: needed for workload `{asked.workload}`; send a list of texts.")
+
+
+def _invalid(asked: TaskRequest, message: str) -> OrchError:
+    return refuse("INVALID_PARAMS", message, engine=asked.engine)
+
+
+def _explain(problem: str) -> str:
+    """Turn a decoder's complaint into "`$.field`: what is wrong; what to do"."""
+    what, _, where = problem.partition(" - at ")
+    where = where or "`$`"
+    what = what[:1].lower() + what[1:]
+    if "unknown field" in what:
+        return f"{where}: {what}; remove it, or correct its name."
+    if "missing required field" in what:
+        return f"{where}: {what}; add it."
+    choices = _CHOICES.get(where.strip("`").rpartition(".")[2])
+    if choices and "enum" in what:
+        return f"{where}: {what}; use one of {', '.join(choices)}."
+    if what == "invalid UUID":
+        return f"{where}: {what}; use the form 01234567-89ab-4cde-8f01-23456789abcd."
+    return f"{where}: {what}."

@@ -1,0 +1,114 @@
+"""The committed pact is what the interactions say, and the data plane over a fake gateway keeps it."""
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+
+from contracts import openapi_examples as ex
+from contracts.api import Admission, End, TaskStatus
+from contracts.engine import GenerateRequest
+from contracts.errors import ErrorInfo, OrchError
+from contracts.gateway import Tokens
+from contracts.scheduling import TaskInfo
+from orchestrator.ingress.app import build_app
+from orchestrator.ingress.settings import IngressSettings, Key
+from tests.contract.interactions import DOWN_MODEL, KEY, MODEL, SMALL_QUEUE_MODEL
+from tests.contract.pact_file import PACT_FILE, render_pact
+from tests.contract.provider import HttpStates, verify
+from tests.unit.ingress.fake_gateway import FakeGateway
+
+QUEUE_CAPACITY = 2
+
+
+class FakePools(FakeGateway):
+    """Test double with the pools that the provider states need: short tasks end at once, long ones never."""
+
+    async def submit(self, task: TaskInfo, request: GenerateRequest) -> Admission:
+        if task.task_id in self.tasks:
+            return await super().submit(task, request)
+        if task.model_ref == DOWN_MODEL:
+            raise OrchError(ErrorInfo("POOL_UNAVAILABLE", "Down.", task.engine, "down", True, 5000))
+        if task.model_ref not in (MODEL, SMALL_QUEUE_MODEL):
+            raise OrchError(ErrorInfo("INVALID_PARAMS", "Unknown model.", task.engine, retriable=False))
+        if task.ctx > 2048:
+            raise OrchError(ErrorInfo("INVALID_PARAMS", "Too much context.", task.engine, retriable=False))
+        if task.model_ref == SMALL_QUEUE_MODEL:
+            self._make_room(task)
+        admission = await super().submit(task, request)
+        if task.max_tokens <= 64 and not self._small(task):
+            self.feed(task.task_id, ex.STARTED, Tokens(0, [" A", " queue"]), End(2, 35, "stop", 9))
+        elif len(self._waiting(task)) <= 1:
+            self.feed(task.task_id, ex.STARTED)
+        return admission
+
+    def _small(self, task: TaskInfo) -> bool:
+        return task.model_ref == SMALL_QUEUE_MODEL
+
+    def _waiting(self, task: TaskInfo) -> list[str]:
+        """Live tasks of the task's model, the running one included."""
+        return [
+            task_id
+            for task_id, known in self.tasks.items()
+            if known.info.model_ref == task.model_ref and known.outcome is None
+        ]
+
+    def _make_room(self, task: TaskInfo) -> None:
+        live = self._waiting(task)
+        if len(live) <= QUEUE_CAPACITY:
+            return
+        if task.priority == "interactive":
+            raise OrchError(ErrorInfo("ADMISSION_REJECT", "Full.", task.engine, "small", True, 1500, "reject"))
+        dropped = ErrorInfo("QUEUE_FULL_DROP_LRU", "Dropped.", task.engine, "small", True, 900, "drop-lru")
+        self.feed(live[1], dropped)
+
+    async def status(self, task_id: str, tenant: str) -> TaskStatus:
+        status = await super().status(task_id, tenant)
+        if status.error and status.error.code == "QUEUE_FULL_DROP_LRU":
+            return TaskStatus(task_id, "dropped", status.engine, status.model_ref, status.priority, error=status.error)
+        return status
+
+
+@pytest.fixture
+def base_url() -> Iterator[str]:
+    """The data plane over the fake pools, on a free port, in a thread of its own."""
+    settings = IngressSettings(keys=(Key("pact", "pact", hashlib.sha256(KEY.encode()).hexdigest()),))
+    app = build_app(FakePools(), settings)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", loop="asyncio"))
+    started = threading.Event()
+
+    async def startup_then_tell() -> None:
+        serving = asyncio.create_task(server.serve())
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        started.set()
+        await serving
+
+    thread = threading.Thread(target=lambda: asyncio.run(startup_then_tell()), daemon=True)
+    thread.start()
+    assert started.wait(20)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_the_committed_pact_is_up_to_date() -> None:
+    again = "run `python -m tests.contract.pact_file`"
+    assert PACT_FILE.read_text(encoding="utf-8") == render_pact(), again
+    assert render_pact() == render_pact()
+
+
+@pytest.mark.req("ORCH-2001", "ORCH-2002", "ORCH-2003", "ORCH-2006", "ORCH-2007", "ORCH-3035", "OC-CTRL-2052")
+# The verifier does not close the socket on which it serves the state handlers.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_data_plane_keeps_the_pact(base_url: str) -> None:
+    states = HttpStates(base_url)
+    try:
+        verify(base_url, states.handlers(), 5000)
+    finally:
+        states.close()
