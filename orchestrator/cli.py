@@ -1,0 +1,200 @@
+"""llorch: start a cluster, check its configuration, and use it from the command line.
+
+Exit status: 0 done · 1 refused, failed, or not ready · 2 wrong usage · 3 no server answers ·
+130 interrupted.
+"""
+
+import asyncio
+import hashlib
+import os
+import secrets
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID, uuid4
+
+import msgspec
+import typer
+from rich.console import Console
+
+from contracts.api import TaskRequest
+from orchestrator.cli_status import status as show_status
+from orchestrator.cli_submit import CANNOT_CONNECT, FAILED, INTERRUPTED, USAGE
+from orchestrator.cli_submit import submit as run_submit
+from orchestrator.configfile import ConfigError, LoadedConfig, Problem, development_config, load
+
+#: Where `llorch run` leaves URL and key of a development cluster: {"url", "api_key"}.
+DEV_FILE = Path(".llorch/dev.json")
+KEY_CHARS_MIN = 16
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
+)
+Url = Annotated[str | None, typer.Option("--url", envvar="LLORCH_URL", help="server; default: the one running here")]
+Key = Annotated[str | None, typer.Option("--key", envvar="LLORCH_API_KEY", help="API key")]
+
+
+class _DevFile(msgspec.Struct):
+    url: str
+    api_key: str = ""
+
+
+def main() -> None:
+    """Entry point of the `llorch` command."""
+    try:
+        app(prog_name="llorch")
+    except BrokenPipeError:
+        # The reader of our output left (`llorch submit ... | head`): nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+
+
+@app.command()
+def run(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="configuration file; default: a small CPU model")
+    ] = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="HTTP port, over the file's")] = None,
+) -> None:
+    """Start the cluster and serve until Ctrl-C."""
+    loaded = _load(config) if config else development_config()
+    for warning in loaded.warnings:
+        _show_problem(warning, "warning")
+    # Late: reading Ray takes seconds, which every other command would pay for.
+    from orchestrator.local_run import run_local
+
+    raise typer.Exit(run_local(loaded, port=port, dev_file=DEV_FILE))
+
+
+@app.command()
+def check(config: Annotated[Path, typer.Argument(help="configuration file")]) -> None:
+    """Check a configuration file: every problem at once, each with its place and a hint (ORCH-3030)."""
+    loaded = _load(config)
+    for warning in loaded.warnings:
+        _show_problem(warning, "warning")
+    pools = len(loaded.config.pools)
+    typer.echo(f"{config}: good ({pools} {'pool' if pools == 1 else 'pools'}, {len(loaded.warnings)} warnings)")
+
+
+@app.command()
+def submit(
+    prompt: Annotated[str, typer.Argument(help="the prompt, or the user's message with --chat or --system")],
+    url: Url = None,
+    key: Key = None,
+    chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
+    system: Annotated[str | None, typer.Option("--system", help="system message; implies --chat")] = None,
+    model: Annotated[str, typer.Option("--model")] = "smollm2-135m-instruct",
+    engine: Annotated[str, typer.Option("--engine")] = "llamacpp",
+    ctx: Annotated[int, typer.Option("--ctx", help="context length in tokens")] = 2048,
+    priority: Annotated[str, typer.Option("--priority", help="interactive or batch")] = "interactive",
+    max_tokens: Annotated[int, typer.Option("--max-tokens")] = 128,
+    seed: Annotated[int | None, typer.Option("--seed", help="default: derived from the task's id")] = None,
+    deadline_ms: Annotated[int, typer.Option("--deadline-ms")] = 120_000,
+) -> None:
+    """Submit one task: tokens go to standard output as they come, a summary to standard error.
+
+    Ctrl-C cancels the task.
+    """
+    fields: dict[str, Any] = {
+        "task_id": str(uuid4()),
+        "session_id": str(uuid4()),
+        "workload": "completion",
+        "model_ref": model,
+        "engine": engine,
+        "ctx": ctx,
+        "priority": priority,
+        "max_tokens": max_tokens,
+        "deadline_ms": deadline_ms,
+        "seed": seed,
+        # A broken connection is taken up again; Ctrl-C cancels in so many words.
+        "cancel_on_disconnect": False,
+    }
+    if chat or system is not None:
+        opening = [] if system is None else [{"role": "system", "content": system}]
+        fields["messages"] = [*opening, {"role": "user", "content": prompt}]
+    else:
+        fields["prompt"] = prompt
+    try:
+        request = msgspec.convert(fields, TaskRequest)
+    except msgspec.ValidationError as error:
+        _err().print(f"{error}", style="red", markup=False)
+        raise typer.Exit(USAGE) from None
+    server, api_key = _server(url, key)
+    _finish(run_submit(server, api_key, request, _err()))
+
+
+@app.command()
+def status(
+    task_id: Annotated[UUID | None, typer.Argument(help="a task; default: the cluster")] = None,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Show whether the cluster is ready and what it does, or how one task is doing."""
+    server, api_key = _server(url, key)
+    _finish(show_status(server, api_key, str(task_id) if task_id else None, Console(), _err()))
+
+
+@app.command("hash-key")
+def hash_key() -> None:
+    """Make an API key, or hash the one on standard input, for `auth.keys` of the configuration."""
+    key = "" if sys.stdin.isatty() else sys.stdin.readline().strip()
+    if key and len(key) < KEY_CHARS_MIN:
+        _err().print(f"a key needs at least {KEY_CHARS_MIN} characters", style="red")
+        raise typer.Exit(USAGE)
+    key = key or f"llk_{secrets.token_urlsafe(32)}"
+    typer.echo(f"key:    {key}")
+    typer.echo(f"sha256: {hashlib.sha256(key.encode()).hexdigest()}")
+
+
+def _load(path: Path) -> LoadedConfig:
+    try:
+        return load(path)
+    except ConfigError as error:
+        for problem in error.problems:
+            _show_problem(problem, "error")
+        for warning in error.warnings:
+            _show_problem(warning, "warning")
+        count = len(error.problems)
+        _err().print(f"{count} {'problem' if count == 1 else 'problems'}; nothing was started", markup=False)
+        raise typer.Exit(FAILED) from None
+
+
+def _show_problem(problem: Problem, level: str) -> None:
+    style = "red" if level == "error" else "yellow"
+    place = f"{problem.path}:{problem.line}:{problem.column}"
+    err = _err()
+    err.print(f"{place}: {level}: {problem.message}", style=style, markup=False, highlight=False, soft_wrap=True)
+    if problem.hint:
+        err.print(f"    {problem.hint}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _server(url: str | None, key: str | None) -> tuple[str, str]:
+    """URL and key: as given, else of the development cluster that runs from this folder."""
+    if url is not None:
+        return url, key or ""
+    try:
+        found = msgspec.json.decode(DEV_FILE.read_bytes(), type=_DevFile)
+    except FileNotFoundError:
+        _err().print(f"No server: {DEV_FILE} is not here.", style="red", markup=False)
+        _err().print("  start one with `llorch run`, or name one with --url or LLORCH_URL", markup=False)
+        raise typer.Exit(CANNOT_CONNECT) from None
+    except (OSError, msgspec.DecodeError) as error:
+        _err().print(f"{DEV_FILE} cannot be read: {error}", style="red", markup=False)
+        raise typer.Exit(CANNOT_CONNECT) from None
+    return found.url, found.api_key if key is None else key
+
+
+def _finish(work: Coroutine[Any, Any, int]) -> None:
+    try:
+        raise typer.Exit(asyncio.run(work))
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _err() -> Console:
+    return Console(stderr=True)
+
+
+if __name__ == "__main__":
+    main()

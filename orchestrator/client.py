@@ -1,0 +1,200 @@
+"""A small asynchronous client of the data plane, as the command line uses it.
+
+A stream that breaks is taken up again where it stopped, by `Last-Event-ID` (ORCH-2002): whoever
+iterates sees every token once and in order, or an error, never a silent gap.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from contracts.api import Admission, End, Metrics, Started, TaskRequest, TaskStatus, Token
+from contracts.errors import ErrorInfo, OrchError
+from contracts.gateway import Readiness
+from orchestrator.sse import SseParser
+
+StreamEvent = Started | Token | Metrics | End
+
+#: Longest silence on a stream; the server sends a comment far more often than this.
+SILENCE_MAX_S: Final = 60
+CONNECT_MAX_S: Final = 5
+#: Attempts in a row that bring no new token before a stream is given up, and the pause between them.
+ATTEMPTS_MAX: Final = 6
+BACKOFF_FIRST_S: Final = 0.2
+BACKOFF_MAX_S: Final = 5.0
+
+_EVENTS: Final[Mapping[str, type[StreamEvent | ErrorInfo]]] = {
+    "started": Started,
+    "token": Token,
+    "metrics": Metrics,
+    "end": End,
+    "error": ErrorInfo,
+}
+
+
+class CannotConnectError(Exception):
+    """Nothing answers at the URL."""
+
+
+class StreamBrokenError(Exception):
+    """A connection ended before the stream's `end` or `error` event."""
+
+
+class Client:
+    """Use as `async with Client(url, key) as client`. Refusals and failures are raised as OrchError."""
+
+    def __init__(self, url: str, api_key: str, *, backoff_first_s: float = BACKOFF_FIRST_S) -> None:
+        self._url = url.rstrip("/")
+        self._backoff_first_s = backoff_first_s
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> "Client":
+        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_MAX_S, sock_read=SILENCE_MAX_S)
+        self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def submit(self, request: TaskRequest) -> Admission:
+        """Have a task admitted (ORCH-2001); follow it with `stream`."""
+        body = await self._call("POST", "/v1/tasks", data=msgspec.json.encode(request))
+        return msgspec.json.decode(body, type=Admission)
+
+    async def run(self, request: TaskRequest) -> AsyncIterator[StreamEvent]:
+        """Submit and stream in one call; ends with one `End`.
+
+        The request should say `cancel_on_disconnect: false`, or a broken connection cancels the
+        task instead of being taken up again.
+        """
+        path, headers = "/v1/tasks", {"Accept": "text/event-stream", "Content-Type": "application/json"}
+        async for event in self._follow(str(request.task_id), "POST", path, headers, msgspec.json.encode(request)):
+            yield event
+
+    async def stream(self, task_id: str, after: int = -1) -> AsyncIterator[StreamEvent]:
+        """Events of an admitted task from token `after + 1` on; ends with one `End`."""
+        path, headers = _attach(task_id, after)
+        async for event in self._follow(task_id, "GET", path, headers, None, after):
+            yield event
+
+    async def cancel(self, task_id: str) -> None:
+        """Cancel a task (ORCH-2003)."""
+        await self._call("POST", f"/v1/tasks/{task_id}/cancel")
+
+    async def status(self, task_id: str) -> TaskStatus:
+        """State, position and outcome of a task."""
+        return msgspec.json.decode(await self._call("GET", f"/v1/tasks/{task_id}"), type=TaskStatus)
+
+    async def readiness(self) -> Readiness:
+        """Whether tasks can be served now, and what each pool is doing."""
+        return msgspec.json.decode(await self._call("GET", "/readyz", ok=(200, 503)), type=Readiness)
+
+    async def metrics(self) -> str:
+        """The metrics page, Prometheus text format."""
+        return (await self._call("GET", "/metrics")).decode()
+
+    async def _follow(
+        self, task_id: str, method: str, path: str, headers: dict[str, str], body: bytes | None, after: int = -1
+    ) -> AsyncIterator[StreamEvent]:
+        """Events over as many connections as it takes; bounded by ATTEMPTS_MAX without progress."""
+        started = False
+        fruitless = 0
+        while True:
+            before = after
+            try:
+                async for event in self._events(method, path, headers, body):
+                    if isinstance(event, Token):
+                        if event.i <= after:
+                            continue
+                        if event.i != after + 1:
+                            raise OrchError(ErrorInfo("INTERNAL", f"token {after + 1} is missing from the stream"))
+                        after = event.i
+                    elif isinstance(event, Started):
+                        if started:
+                            continue
+                        started = True
+                    yield event
+                    if isinstance(event, End):
+                        return
+            except (StreamBrokenError, CannotConnectError) as error:
+                fruitless = 1 if after > before else fruitless + 1
+                if fruitless >= ATTEMPTS_MAX or (isinstance(error, CannotConnectError) and method == "POST"):
+                    raise
+            await asyncio.sleep(min(self._backoff_first_s * 2 ** (fruitless - 1), BACKOFF_MAX_S))
+            method, body = "GET", None
+            path, headers = _attach(task_id, after)
+
+    async def _events(
+        self, method: str, path: str, headers: dict[str, str], body: bytes | None
+    ) -> AsyncIterator[StreamEvent]:
+        """Events of one connection. Raises StreamBrokenError when it ends without `end` or `error`."""
+        parser = SseParser()
+        try:
+            async with self._open.request(method, self._url + path, headers=headers, data=body) as response:
+                if response.status != 200:
+                    raise _refusal(response.status, await response.read())
+                async for chunk in response.content.iter_any():
+                    for name, data in parser.feed(chunk):
+                        event = _decode(name, data)
+                        if isinstance(event, ErrorInfo):
+                            raise OrchError(event)
+                        if event is not None:
+                            yield event
+                        if isinstance(event, End):
+                            return
+        except aiohttp.ClientConnectorError as error:
+            raise CannotConnectError(str(error)) from error
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            raise StreamBrokenError(str(error) or type(error).__name__) from error
+        except ValueError as error:
+            raise OrchError(ErrorInfo("INTERNAL", f"not an event stream: {error}")) from error
+        raise StreamBrokenError("the connection ended before the stream did")
+
+    async def _call(self, method: str, path: str, *, data: bytes | None = None, ok: tuple[int, ...] = ()) -> bytes:
+        headers = {"Content-Type": "application/json"} if data is not None else {}
+        try:
+            async with self._open.request(method, self._url + path, data=data, headers=headers) as response:
+                body = await response.read()
+                if response.status // 100 != 2 and response.status not in ok:
+                    raise _refusal(response.status, body)
+                return body
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            raise CannotConnectError(str(error) or type(error).__name__) from error
+
+    @property
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("use the client as `async with Client(...)`")
+        return self._session
+
+
+def _attach(task_id: str, after: int) -> tuple[str, dict[str, str]]:
+    """Path and headers that take a stream up after token `after`."""
+    return f"/v1/tasks/{task_id}/stream", {"Last-Event-ID": str(after)} if after >= 0 else {}
+
+
+def _decode(name: str, data: str) -> StreamEvent | ErrorInfo | None:
+    """The event, or None for kinds that a later server may add."""
+    kind = _EVENTS.get(name)
+    if kind is None:
+        return None
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise OrchError(ErrorInfo("INTERNAL", f"the server sent a malformed `{name}` event: {error}")) from error
+
+
+def _refusal(status: int, body: bytes) -> OrchError:
+    """The envelope in a response; where there is none, something else than the service answered."""
+    try:
+        return OrchError(msgspec.json.decode(body, type=ErrorInfo))
+    except msgspec.DecodeError:
+        return OrchError(ErrorInfo("INTERNAL", f"HTTP {status} without an error envelope: is this the right URL?"))

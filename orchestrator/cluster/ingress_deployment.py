@@ -1,0 +1,84 @@
+"""The Serve deployment: the ASGI app for HTTP, and methods for Python callers with a handle.
+
+What the ingress does with a request is injected (`make_frontend`); here is only what Serve and
+the channel need.
+"""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+from ray import serve
+
+from contracts.gateway import Gateway
+from orchestrator.cluster.actors import locate_scheduler, node_id
+from orchestrator.cluster.gateway import ClusterGateway
+
+#: Requests one ingress replica serves at a time, streams included.
+ONGOING_REQUESTS_MAX = 10_000
+
+
+class Frontend(Protocol):
+    """What the ingress offers over a gateway: an ASGI app and the same calls for Python."""
+
+    asgi: Any
+
+    async def submit(self, request: dict[str, Any], tenant: str) -> dict[str, Any]: ...
+
+    def stream(self, task_id: str, tenant: str, after: int) -> AsyncIterator[dict[str, Any]]: ...
+
+    async def cancel(self, task_id: str, tenant: str) -> None: ...
+
+    async def status(self, task_id: str, tenant: str) -> dict[str, Any]: ...
+
+
+MakeFrontend = Callable[[Gateway], Frontend]
+
+
+class Ingress:
+    """One ingress replica. Python callers reach the methods through a Serve handle:
+
+    `handle = serve.get_app_handle("llorch")`, then `handle.submit.remote({...})`,
+    `handle.options(stream=True).stream.remote(task_id)`, `handle.cancel.remote(task_id)` and
+    `handle.status.remote(task_id)`. Refusals raise `contracts.errors.OrchError`.
+    """
+
+    def __init__(self, make_frontend: MakeFrontend, secret: bytes, metrics_interval_ms: int) -> None:
+        self._gateway = ClusterGateway(
+            secret, locate_scheduler, node_id(), f"ingress-{os.getpid()}", metrics_interval_ms
+        )
+        self._frontend = make_frontend(self._gateway)
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        self._gateway.start()
+        return self._frontend.asgi
+
+    async def submit(self, request: dict[str, Any], tenant: str = "default") -> dict[str, Any]:
+        """Admit a task; `request` has the fields of `POST /v1/tasks`, the answer those of its 202."""
+        return await self._frontend.submit(request, tenant)
+
+    async def stream(self, task_id: str, tenant: str = "default", after: int = -1) -> AsyncIterator[dict[str, Any]]:
+        """Events from token `after + 1` on, as `{"event": name, "data": {...}}`, ending with `end` or `error`."""
+        async for event in self._frontend.stream(task_id, tenant, after):
+            yield event
+
+    async def cancel(self, task_id: str, tenant: str = "default") -> None:
+        """Cancel a task; no token of it follows."""
+        await self._frontend.cancel(task_id, tenant)
+
+    async def status(self, task_id: str, tenant: str = "default") -> dict[str, Any]:
+        """State, position and outcome, as `GET /v1/tasks/{id}` gives them."""
+        return await self._frontend.status(task_id, tenant)
+
+
+def ingress_app(make_frontend: MakeFrontend, secret: bytes, replicas: int, metrics_interval_ms: int) -> Any:
+    """The bound Serve application."""
+    deployment = serve.deployment(serve.ingress()(Ingress)).options(
+        name="Ingress",
+        num_replicas=replicas,
+        max_ongoing_requests=ONGOING_REQUESTS_MAX,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=5,
+        health_check_period_s=5,
+    )
+    return deployment.bind(make_frontend, secret, metrics_interval_ms)

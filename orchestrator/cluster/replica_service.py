@@ -1,0 +1,247 @@
+"""A replica's shell: one engine process, its attempts, and the token streams of its subscribers.
+
+It brings the engine up and proves it with generated tokens before it says Ready (ORCH-3010),
+runs the attempts that the scheduler starts, and reports their ends. An attempt ends exactly once:
+whichever of the engine's end and the scheduler's stop comes first here, stands (ORCH-3026).
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from typing import Final, Literal
+
+import msgspec
+import structlog
+
+from contracts import messages as wire
+from contracts import scheduling as ev
+from contracts.engine import EngineAdapter, EngineError, EngineSpec, Finish, GenerateRequest
+from contracts.errors import ErrorCode, ErrorInfo
+from orchestrator.cluster.connection import Connection
+from orchestrator.cluster.transcript import TokenFlow, Transcript
+
+log = structlog.get_logger(__name__)
+
+PROGRESS_INTERVAL_S: Final = 0.25
+#: Ended attempts whose tokens can still be subscribed to here; later readers ask the scheduler.
+ENDED_KEPT_MAX: Final = 64
+
+Result = Literal["finished", "stopped", "failed"]
+
+_REQUEST: Final = msgspec.msgpack.Decoder(GenerateRequest)
+
+
+#: Sends a message to the scheduler; dropped while there is none (it starts from nothing then).
+Report = Callable[[msgspec.Struct], None]
+
+
+class Attempt:
+    """One run of one task on this replica."""
+
+    __slots__ = ("ended", "first_ns", "last_ns", "number", "reported", "started_ns", "task", "task_id", "transcript")
+
+    def __init__(self, task_id: str, number: int) -> None:
+        self.task_id = task_id
+        self.number = number
+        self.transcript = Transcript()
+        self.started_ns = time.monotonic_ns()
+        self.first_ns = 0
+        self.last_ns = 0
+        self.reported = 0
+        self.ended = False
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.task_id}/{self.number}"
+
+
+class ReplicaService:
+    """Runs attempts on one ready engine. Made anew for every launch of the engine's process."""
+
+    def __init__(self, spec: EngineSpec, adapter: EngineAdapter, report: Report, flow: TokenFlow) -> None:
+        self._spec = spec
+        self._adapter = adapter
+        self._report = report
+        self._flow = flow
+        self._running: dict[str, Attempt] = {}
+        self._ended: OrderedDict[tuple[str, int], Transcript] = OrderedDict()
+        self._dirty: dict[Transcript, None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.broken = asyncio.Event()
+
+    # --------------------------------------------------------------------- attempts
+
+    def start(self, message: wire.StartAttempt) -> None:
+        attempt = Attempt(message.task_id, message.attempt)
+        self._running[message.task_id] = attempt
+        attempt.task = self._spawn(self._run(attempt, message.payload))
+
+    async def _run(self, attempt: Attempt, payload: bytes) -> None:
+        try:
+            request = _REQUEST.decode(payload)
+            finish = await self._generate(attempt, request)
+        except EngineError as failed:
+            self._end(attempt, "failed", error=failed.info)
+            await self._release(attempt, check=True)
+        except Exception as unexpected:  # a bug in an adapter must not lose the task
+            log.exception("attempt.crashed", task_id=attempt.task_id)
+            self._end(attempt, "failed", error=self._error("INTERNAL", f"the engine adapter failed: {unexpected!r}"))
+            await self._release(attempt, check=True)
+        else:
+            self._end(attempt, "finished", finish=finish)
+
+    async def _generate(self, attempt: Attempt, request: GenerateRequest) -> Finish:
+        transcript = attempt.transcript
+        async for item in self._adapter.generate(attempt.key, request):
+            if isinstance(item, Finish):
+                return item
+            attempt.last_ns = time.monotonic_ns()
+            if not attempt.first_ns:
+                attempt.first_ns = attempt.last_ns
+            transcript.append(item.text, item.tokens)
+            self._touch(transcript)
+        raise EngineError(self._error("WORKER_RESET", "the engine's stream stopped without an end"))
+
+    def _touch(self, transcript: Transcript) -> None:
+        """Have new tokens sent at the end of this turn, together with those of other attempts."""
+        if not self._dirty:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._dirty[transcript] = None
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, {}
+        self._flow.flush(dirty)
+
+    def stop(self, message: wire.StopAttempt) -> None:
+        """Fence the attempt at once; the slot is reported free when the engine confirms."""
+        attempt = self._running.get(message.task_id)
+        if attempt is None or attempt.number != message.attempt:
+            return  # it ended first; that report is under way
+        assert attempt.task is not None
+        attempt.task.cancel()
+        self._end(attempt, "stopped")
+        self._spawn(self._release(attempt))
+
+    def _end(
+        self, attempt: Attempt, result: Result, *, finish: Finish | None = None, error: ErrorInfo | None = None
+    ) -> None:
+        """Report the end, once: the transcript to the scheduler, the outcome to subscribers."""
+        if attempt.ended:
+            return
+        attempt.ended = True
+        self._running.pop(attempt.task_id, None)
+        transcript = attempt.transcript
+        tokens = transcript.encoded()
+        ended = ev.AttemptEnded(
+            task_id=attempt.task_id,
+            attempt=attempt.number,
+            replica_id=self._spec.replica_id,
+            result=result,
+            slot_free=finish is not None,
+            tokens_in=finish.tokens_in if finish else 0,
+            tokens_out=len(transcript.texts),
+            tokens_cached=finish.tokens_cached if finish else 0,
+            first_token_ns=attempt.first_ns - attempt.started_ns if attempt.first_ns else 0,
+            decode_ns=attempt.last_ns - attempt.first_ns,
+            transcript_bytes=len(tokens),
+            finish_reason=finish.finish_reason if finish else None,
+            stop_sequence=finish.stop_sequence if finish else None,
+            error=error,
+        )
+        self._report(wire.AttemptTranscript(attempt.task_id, attempt.number, tokens))
+        self._report(ended)
+        transcript.result = result
+        transcript.over = _outcome(ended)
+        self._flow.flush([transcript])
+        self._ended[attempt.task_id, attempt.number] = transcript
+        while len(self._ended) > ENDED_KEPT_MAX:
+            self._ended.popitem(last=False)
+
+    async def _release(self, attempt: Attempt, *, check: bool = False) -> None:
+        """Wait until the engine let go of the slot; an engine that does not is broken.
+
+        `check` asks for its health too: the slot of a dead engine must not be offered again.
+        """
+        try:
+            await self._adapter.cancel(attempt.key)
+        except EngineError as stuck:
+            log.error("engine.stuck", task_id=attempt.task_id, error=stuck.info.message)
+            self.broken.set()
+            return
+        if check and not await self._adapter.healthy():
+            self.broken.set()
+        else:
+            self._report(ev.SlotReleased(attempt.task_id, attempt.number, self._spec.replica_id))
+
+    def _error(self, code: ErrorCode, message: str) -> ErrorInfo:
+        return ErrorInfo(code, message, engine=self._spec.engine, pool_id=self._spec.pool_id, retriable=True)
+
+    # --------------------------------------------------------------------- measuring
+
+    def measure(self, message: wire.Measure) -> None:
+        self._spawn(self._measure(message))
+
+    async def _measure(self, message: wire.Measure) -> None:
+        try:
+            tokens, error = await self._adapter.count_tokens(_REQUEST.decode(message.payload)), None
+        except EngineError as failed:
+            tokens, error = 0, failed.info
+        self._report(ev.PromptMeasured(message.task_id, tokens, error))
+
+    # -------------------------------------------------------------------- subscribers
+
+    def subscribe(self, connection: Connection, message: wire.Subscribe) -> None:
+        attempt = self._running.get(message.task_id)
+        if attempt is not None and attempt.number == message.attempt:
+            transcript: Transcript | None = attempt.transcript
+        else:
+            transcript = self._ended.get((message.task_id, message.attempt))
+        if transcript is None or message.first > len(transcript.texts):
+            connection.send(wire.StreamOver(message.sid, "unknown"))
+            return
+        self._flow.subscribe(transcript, connection, message.sid, message.first, message.credit)
+
+    # ----------------------------------------------------------------------- running
+
+    async def report_progress(self) -> None:
+        """Tell the scheduler how far attempts are, until canceled; feeds its idle watchdog."""
+        while True:
+            await asyncio.sleep(PROGRESS_INTERVAL_S)
+            for attempt in self._running.values():
+                count = len(attempt.transcript.texts)
+                if count > attempt.reported:
+                    attempt.reported = count
+                    digest = attempt.transcript.digest()
+                    self._report(ev.TokensProgressed(attempt.task_id, attempt.number, count, digest))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def abandon(self, why: str) -> None:
+        """Fail what runs (the engine or the scheduler is gone) and wait for the loose ends."""
+        keys = [attempt.key for attempt in self._running.values()]
+        for attempt in list(self._running.values()):
+            self._end(attempt, "failed", error=self._error("WORKER_RESET", why))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(self._adapter.cancel(key) for key in keys), return_exceptions=True)
+
+
+def _outcome(ended: ev.AttemptEnded) -> ev.Outcome:
+    """The outcome a finished attempt is; the scheduler's core derives the same from its report."""
+    return ev.Outcome(
+        state="finished" if ended.result == "finished" else "failed",
+        tokens_in=ended.tokens_in,
+        tokens_out=ended.tokens_out,
+        tokens_cached=ended.tokens_cached,
+        decode_ms=(ended.decode_ns + 500_000) // 1_000_000,
+        finish_reason=ended.finish_reason,
+        stop_sequence=ended.stop_sequence,
+        error=ended.error,
+    )

@@ -1,0 +1,225 @@
+"""One client's stream of one task, put together from what scheduler and replicas tell.
+
+The scheduler says that an attempt runs and where, and how the task ended; the replica sends the
+tokens and, when the engine finished, the end. Only `finished` ends a stream by itself: every
+other end is the scheduler's verdict. Tokens that the replica can no longer give come from the
+transcript that the scheduler keeps.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Final, Protocol
+
+import msgspec
+
+from contracts import messages as wire
+from contracts import scheduling as ev
+from contracts.api import End, Metrics, Started, TaskStatus
+from contracts.errors import ErrorInfo, OrchError
+from contracts.gateway import StreamEvent, Tokens
+
+#: Tokens that may be under way to one stream; half of it used up, more is granted.
+CREDIT_TOKENS: Final = 1024
+#: How long a stream waits for the replica's last tokens once the scheduler told the end.
+TAIL_TIMEOUT_S: Final = 2.0
+
+_TEXTS: Final = msgspec.msgpack.Decoder(list[str])
+
+
+class StreamSource(Protocol):
+    """What a stream needs of its gateway."""
+
+    async def subscribe(self, stream: "TaskStream", started: wire.TaskStarted, first: int, credit: int) -> int:
+        """Subscribe to an attempt's tokens and return the subscription's id. Raises ChannelError."""
+
+    def grant(self, sid: int, tokens: int) -> None:
+        """Let the replica send more."""
+
+    def unsubscribe(self, sid: int) -> None:
+        """Stop a subscription."""
+
+    async def transcript(self, task_id: str, tenant: str) -> bytes:
+        """The tokens of an ended task."""
+
+    async def status(self, task_id: str, tenant: str) -> TaskStatus:
+        """Where a waiting task stands."""
+
+
+class TaskStream:
+    """Collects what is told about a task; `events` gives it to the client in order."""
+
+    def __init__(self, source: StreamSource, after: int, metrics_interval_s: float) -> None:
+        self._source = source
+        self._metrics_interval_s = metrics_interval_s
+        self._next = after + 1
+        self._wake = asyncio.Event()
+        self._started: wire.TaskStarted | None = None
+        self._attempt = 0
+        self._sid = 0
+        self._texts: list[str] = []
+        self._received = after + 1
+        self._consumed = 0
+        self._over: wire.StreamOver | None = None
+        self._outcome: ev.Outcome | None = None
+
+    # ------------------------------------------------------------ told by the gateway
+
+    def started(self, message: wire.TaskStarted) -> None:
+        self._started = message
+        self._wake.set()
+
+    def ended(self, outcome: ev.Outcome) -> None:
+        self._outcome = outcome
+        self._wake.set()
+
+    def tokens(self, sid: int, first: int, texts: list[str]) -> None:
+        # Tokens of an earlier subscription are fenced off; a gap cannot happen on an ordered channel.
+        if sid == self._sid and first == self._received:
+            self._received += len(texts)
+            self._texts += texts
+            self._wake.set()
+
+    def over(self, message: wire.StreamOver) -> None:
+        if message.sid == self._sid:
+            self._over = message
+            self._wake.set()
+
+    # ------------------------------------------------------------- read by the client
+
+    async def events(self, task: ev.TaskInfo) -> AsyncGenerator[StreamEvent]:
+        """Everything from token `after + 1` on, ending with one `End` or `ErrorInfo`."""
+        try:
+            while True:
+                if self._started is not None and self._started.attempt > self._attempt:
+                    started = self._started
+                    self._attempt = started.attempt
+                    if self._outcome is None:
+                        await self._subscribe(started)
+                    yield _started(started, task)
+                    yield Metrics(
+                        queue_depth=started.queue_depth,
+                        time_budget_remaining_ms=started.time_budget_remaining_ms,
+                        kv_warmth=False,
+                    )
+                if self._texts:
+                    yield self._take()
+                    continue
+                end = self._end()
+                if end is not None:
+                    yield end
+                    return
+                if self._outcome is not None and not await self._tail(self._outcome):
+                    for event in await self._from_transcript(task, self._outcome):
+                        yield event
+                    return
+                if self._outcome is None and not await self._news():
+                    yield await self._position(task)
+        finally:
+            self._unsubscribe()
+
+    def _take(self) -> Tokens:
+        texts, self._texts = self._texts, []
+        event = Tokens(self._next, texts)
+        self._next += len(texts)
+        self._consumed += len(texts)
+        if self._consumed * 2 >= CREDIT_TOKENS and self._over is None:
+            self._source.grant(self._sid, self._consumed)
+            self._consumed = 0
+        return event
+
+    def _end(self) -> End | ErrorInfo | None:
+        """The terminal event, once every token before it was given."""
+        if self._over is not None and self._over.result == "finished" and self._over.outcome is not None:
+            return _terminal(self._over.outcome)
+        if self._outcome is None or self._next < self._outcome.tokens_out:
+            return None
+        return _terminal(self._outcome)
+
+    async def _news(self) -> bool:
+        """Wait for something to happen; false when a waiting client should hear where it stands."""
+        self._wake.clear()
+        if self._attempt:
+            await self._wake.wait()
+            return True
+        try:
+            async with asyncio.timeout(self._metrics_interval_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _tail(self, outcome: ev.Outcome) -> bool:
+        """Wait for the tokens still under way; false when the replica will not send them."""
+        if not self._sid or self._over is not None or self._next >= outcome.tokens_out:
+            return False
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TAIL_TIMEOUT_S):
+                await self._wake.wait()
+                return True
+        return False
+
+    async def _position(self, task: ev.TaskInfo) -> Metrics:
+        status = await self._source.status(task.task_id, task.tenant)
+        return Metrics(queue_position=status.queue_position, predicted_start_ms=status.predicted_start_ms)
+
+    async def _from_transcript(self, task: ev.TaskInfo, outcome: ev.Outcome) -> list[StreamEvent]:
+        """What is left of an ended task, from the scheduler's store."""
+        try:
+            texts = _TEXTS.decode(await self._source.transcript(task.task_id, task.tenant))
+        except OrchError as gone:
+            # The end is known but not all tokens are: say so, a silent gap would be a lie.
+            return [outcome.error or gone.info]
+        events: list[StreamEvent] = []
+        if len(texts) > self._next:
+            events.append(Tokens(self._next, texts[self._next :]))
+        events.append(_terminal(outcome))
+        return events
+
+    # ------------------------------------------------------------------- subscription
+
+    async def _subscribe(self, started: wire.TaskStarted) -> None:
+        self._unsubscribe()
+        self._over = None
+        self._consumed = 0
+        # A replica that cannot be reached is the scheduler's to judge; its verdict will come.
+        with contextlib.suppress(ConnectionError):
+            self._sid = await self._source.subscribe(self, started, self._next, CREDIT_TOKENS)
+
+    def _unsubscribe(self) -> None:
+        if self._sid:
+            self._source.unsubscribe(self._sid)
+            self._sid = 0
+
+
+def _terminal(outcome: ev.Outcome) -> End | ErrorInfo:
+    if outcome.error is not None:
+        return outcome.error
+    return End(
+        tokens_out=outcome.tokens_out,
+        decode_ms=outcome.decode_ms,
+        finish_reason=outcome.finish_reason or "stop",
+        tokens_in=outcome.tokens_in,
+        tokens_cached=outcome.tokens_cached,
+        stop_sequence=outcome.stop_sequence,
+    )
+
+
+def _started(started: wire.TaskStarted, task: ev.TaskInfo) -> Started:
+    replica = started.replica
+    return Started(
+        queue_position=started.queue_position,
+        predicted_start_ms=started.predicted_start_ms,
+        engine=replica.engine,
+        engine_version=replica.engine_version,
+        model_digest=replica.model_digest,
+        pool_id=replica.pool_id,
+        replica_id=replica.replica_id,
+        accelerator=replica.accelerator,
+        seed=task.seed,
+        attempt=started.attempt,
+        sampler_profile_version=replica.sampler_profile_version,
+        queue_time_ms=started.queue_time_ms,
+        labels=task.labels,
+    )

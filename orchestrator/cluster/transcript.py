@@ -1,0 +1,111 @@
+"""The tokens of one attempt, and their way to the ingresses that subscribed to them.
+
+The replica keeps the whole transcript while the attempt runs, so a subscription is just a
+position in it: credit bounds what is under way to an ingress, and a slow reader costs nothing
+here and holds up nobody else.
+"""
+
+import zlib
+from collections.abc import Iterable
+from typing import Final, Literal
+
+import msgspec
+
+from contracts import scheduling as ev
+from contracts.messages import StreamOver, TokenBatch
+from orchestrator.cluster.connection import Connection
+
+#: Tokens of one subscription in one frame; more follow in the next turn of the event loop.
+BATCH_TOKENS_MAX: Final = 4096
+
+
+class Subscription:
+    """One ingress stream: where it is in the transcript and how much it will take."""
+
+    __slots__ = ("connection", "credit", "next", "sid", "transcript")
+
+    def __init__(self, transcript: "Transcript", connection: Connection, sid: int, first: int, credit: int) -> None:
+        self.transcript = transcript
+        self.connection = connection
+        self.sid = sid
+        self.next = first
+        self.credit = credit
+
+
+class Transcript:
+    """Append-only list of token texts with a rolling digest; `over` is set once, at the end."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.over: ev.Outcome | None = None
+        self.result: Literal["finished", "stopped", "failed"] = "failed"
+        self.subscriptions: list[Subscription] = []
+        self._digest = 0
+        self._digested = 0
+
+    def append(self, text: str, tokens: int) -> None:
+        """Add what the engine sent: `tokens` tokens whose text came with the last of them."""
+        if tokens > 1:
+            self.texts.extend([""] * (tokens - 1))
+        self.texts.append(text)
+
+    def digest(self) -> int:
+        """CRC-32 over the UTF-8 text of all tokens so far."""
+        for text in self.texts[self._digested :]:
+            self._digest = zlib.crc32(text.encode(), self._digest)
+        self._digested = len(self.texts)
+        return self._digest
+
+    def encoded(self) -> bytes:
+        return msgspec.msgpack.encode(self.texts)
+
+
+class TokenFlow:
+    """Sends new tokens of all transcripts to their subscribers, one frame per connection and turn."""
+
+    def __init__(self) -> None:
+        self._by_stream: dict[tuple[Connection, int], Subscription] = {}
+
+    def subscribe(self, transcript: Transcript, connection: Connection, sid: int, first: int, credit: int) -> None:
+        subscription = Subscription(transcript, connection, sid, first, credit)
+        self._by_stream[connection, sid] = subscription
+        transcript.subscriptions.append(subscription)
+        self.flush([transcript])
+
+    def grant(self, connection: Connection, sid: int, tokens: int) -> None:
+        subscription = self._by_stream.get((connection, sid))
+        if subscription is not None:
+            subscription.credit += tokens
+            self.flush([subscription.transcript])
+
+    def unsubscribe(self, connection: Connection, sid: int) -> None:
+        subscription = self._by_stream.pop((connection, sid), None)
+        if subscription is not None:
+            subscription.transcript.subscriptions.remove(subscription)
+
+    def disconnect(self, connection: Connection) -> None:
+        for peer, sid in [key for key in self._by_stream if key[0] is connection]:
+            self.unsubscribe(peer, sid)
+
+    def flush(self, transcripts: Iterable[Transcript]) -> None:
+        """Send what the subscribers of these transcripts have credit for."""
+        frames: dict[Connection, list[tuple[int, int, list[str]]]] = {}
+        ended: list[Subscription] = []
+        for transcript in transcripts:
+            texts = transcript.texts
+            length = len(texts)
+            for subscription in transcript.subscriptions:
+                first = subscription.next
+                last = min(length, first + min(subscription.credit, BATCH_TOKENS_MAX))
+                if last > first:
+                    subscription.next = last
+                    subscription.credit -= last - first
+                    frames.setdefault(subscription.connection, []).append((subscription.sid, first, texts[first:last]))
+                if transcript.over is not None and subscription.next >= length:
+                    ended.append(subscription)
+        for connection, items in frames.items():
+            connection.send(TokenBatch(items))
+        for subscription in ended:
+            transcript = subscription.transcript
+            subscription.connection.send(StreamOver(subscription.sid, transcript.result, transcript.over))
+            self.unsubscribe(subscription.connection, subscription.sid)

@@ -1,0 +1,177 @@
+"""`llorch run`: engine, Ray, service, and a clean end, each step said aloud."""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from adapters.llamacpp.models import bundled_model_path
+from adapters.llamacpp.progress import Progress
+from adapters.llamacpp.provision import find_engine
+from contracts.config import Config, KeyConfig, PoolConfig
+from contracts.engine import EngineError
+from orchestrator.configfile import LoadedConfig
+
+READY_POLL_S: Final = 0.3
+FAILED: Final = 1
+INTERRUPTED: Final = 130
+
+
+class _Stop(BaseException):
+    """SIGINT or SIGTERM arrived; unwinds the start-up wherever it is."""
+
+
+def run_local(loaded: LoadedConfig, *, port: int | None, dev_file: Path) -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit status. Leaves no process behind.
+
+    Without keys in the configuration a key is made for this run. URL and key go to `dev_file`
+    (mode 0600) for scripts, and the file goes when the service does.
+    """
+    console = Console(stderr=True, highlight=False)
+    with _signals_raise():
+        try:
+            config, key = _with_key(loaded.config)
+            config = _with_engines(config, console)
+            _serve(config, key, port or config.server.port, dev_file, console)
+        except EngineError as failed:
+            console.print(f"cannot start: {failed.info.message}", style="red", markup=False)
+            return FAILED
+        except _Stop:
+            console.print("stopped; nothing is left running")
+    return 0
+
+
+def _serve(config: Config, key: str, port: int, dev_file: Path, console: Console) -> None:
+    console.print("starting Ray, the scheduler and the ingress (10 to 40 seconds)")
+    # Late: Ray takes seconds to read, and the engine may have taken minutes before.
+    from orchestrator.app import local_service
+
+    with contextlib.ExitStack() as running:
+        # First in, last out: signals are ours again once Ray, which takes SIGTERM, is up.
+        service = running.enter_context(local_service(config, port=port))
+        with _signals_raise():
+            try:
+                running.callback(_write_dev_file(dev_file, service.url, key).unlink, missing_ok=True)
+                _wait_ready(service.url, console)
+                _print_welcome(service.url, key, console)
+                while True:
+                    signal.pause()
+            except _Stop:
+                console.print("stopping")
+                # A second signal must not interrupt the clean-up and leave processes behind.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                running.close()
+                raise
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise _Stop
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _with_key(config: Config) -> tuple[Config, str]:
+    """The configuration with a key made for this run, unless it has keys or needs none."""
+    if not config.auth.enabled or config.auth.keys:
+        return config, ""
+    key = f"llk_{secrets.token_urlsafe(32)}"
+    made = KeyConfig(name="dev", tenant="default", sha256=hashlib.sha256(key.encode()).hexdigest())
+    return config.model_copy(update={"auth": config.auth.model_copy(update={"keys": [made]})}), key
+
+
+def _with_engines(config: Config, console: Console) -> Config:
+    """Resolve engine binaries and bundled models now, where their progress can be seen."""
+    here = [pool.engine == "llamacpp" and pool.accelerator == "cpu-dev" for pool in config.pools]
+    pools = [_resolved(pool, console) if local else pool for pool, local in zip(config.pools, here, strict=True)]
+    return config.model_copy(update={"pools": pools})
+
+
+def _resolved(pool: PoolConfig, console: Console) -> PoolConfig:
+    model_path = pool.model_path or bundled_model_path(pool.model)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("engine", total=None, visible=False)
+
+        def report(progress: Progress) -> None:
+            counted = progress.total > 1
+            bar.update(task, visible=counted, description=f"engine: {progress.phase}")
+            if counted:
+                bar.update(task, completed=progress.done, total=progress.total)
+            else:
+                bar.console.print(f"engine: {progress.phase}: {progress.detail}", markup=False, soft_wrap=True)
+
+        binary = find_engine(pool.engine_options.binary, accelerator=pool.accelerator, report=report)
+    options = pool.engine_options.model_copy(update={"binary": binary})
+    return pool.model_copy(update={"model_path": model_path, "engine_options": options})
+
+
+def _write_dev_file(path: Path, url: str, key: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    content = json.dumps({"url": url, "api_key": key, "ray_address": _ray_address()})
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(content)
+    return path
+
+
+def _ray_address() -> str:
+    import ray
+
+    address: str = ray.get_runtime_context().gcs_address
+    return address
+
+
+def _wait_ready(url: str, console: Console) -> None:
+    """Wait for every pool, saying what each one waits for whenever that changes."""
+    said: dict[str, str] = {}
+    while True:
+        ready, pools = _readiness(url)
+        if pools != said:
+            console.print("pools: " + ", ".join(f"{pool} {state}" for pool, state in pools.items()), markup=False)
+            said = pools
+        if ready:
+            return
+        time.sleep(READY_POLL_S)
+
+
+def _readiness(url: str) -> tuple[bool, dict[str, str]]:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+            body: dict[str, Any] = json.load(answer)
+    except urllib.error.HTTPError as unready:
+        with contextlib.suppress(ValueError):
+            return False, json.load(unready).get("pools", {})
+        return False, {}
+    except OSError:
+        return False, {}
+    return bool(body["ready"]), body["pools"]
+
+
+def _print_welcome(url: str, key: str, console: Console) -> None:
+    console.print(f"\nready: {url}    docs: {url}/docs", style="bold green", markup=False)
+    if key:
+        console.print(f"API key: {key}", markup=False, soft_wrap=True)
+    console.print(
+        'try: .venv/bin/llorch submit "The capital of France is"    (Ctrl-C here stops everything)\n', markup=False
+    )

@@ -1,0 +1,137 @@
+"""The client: streams that survive broken connections, errors that stay typed."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from contracts.api import End, Started, TaskRequest, Token
+from contracts.errors import OrchError
+from orchestrator.client import ATTEMPTS_MAX, CannotConnectError, Client, StreamBrokenError
+from orchestrator.sse import EVENT_BYTES_MAX, SseParser
+from tests.unit.cli.conftest import Script
+
+ID = UUID(int=1)
+REQUEST = TaskRequest(
+    task_id=ID,
+    session_id=ID,
+    workload="completion",
+    model_ref="m",
+    engine="llamacpp",
+    ctx=64,
+    priority="batch",
+    max_tokens=8,
+    deadline_ms=1000,
+    prompt="hi",
+)
+
+
+def client(url: str) -> Client:
+    return Client(url, "secret", backoff_first_s=0.001)
+
+
+async def test_one_call_gives_every_event_once(server: str, script: Script) -> None:
+    async with client(server) as c:
+        events = [event async for event in c.run(REQUEST)]
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], End)
+    assert "".join(e.t for e in events if isinstance(e, Token)) == "Grüße aus Bonn."
+    assert script.keys == ["Bearer secret"]
+    assert script.bodies[0]["prompt"] == "hi"
+
+
+@pytest.mark.req("ORCH-2002")
+@pytest.mark.parametrize("cuts", [[0], [2], [1, 1, 1], [3, 0, 0, 1]])
+async def test_a_cut_stream_is_taken_up_where_it_stopped(server: str, script: Script, cuts: list[int]) -> None:
+    script.cuts = list(cuts)
+    async with client(server) as c:
+        events = [event async for event in c.run(REQUEST)]
+    tokens = [event for event in events if isinstance(event, Token)]
+    assert [token.i for token in tokens] == [0, 1, 2, 3, 4]
+    assert sum(isinstance(event, Started) for event in events) == 1
+    assert len(script.bodies) == 1
+    seen = [sum(cuts[: n + 1]) for n in range(len(cuts))]
+    assert script.resumed_at == [None] + [str(count - 1) if count else None for count in seen]
+
+
+async def test_a_stream_that_never_goes_on_is_given_up(server: str, script: Script) -> None:
+    script.cuts = [1] + [0] * 50
+    async with client(server) as c:
+        with pytest.raises(StreamBrokenError):
+            _ = [event async for event in c.stream("t")]
+    assert len(script.resumed_at) == ATTEMPTS_MAX
+
+
+async def test_stream_starts_after_the_token_it_is_told(server: str, script: Script) -> None:
+    async with client(server) as c:
+        tokens = [event.i async for event in c.stream("t", after=2) if isinstance(event, Token)]
+    assert tokens == [3, 4]
+    assert script.resumed_at == ["2"]
+
+
+@pytest.mark.req("ORCH-2006")
+async def test_a_refusal_is_raised_as_it_was_sent(
+    server: str, script: Script, refused: Callable[[str], dict[str, Any]]
+) -> None:
+    script.refusal = (429, refused("ADMISSION_REJECT"))
+    async with client(server) as c:
+        with pytest.raises(OrchError) as caught:
+            await c.submit(REQUEST)
+        assert (caught.value.info.code, caught.value.info.retry_after_ms) == ("ADMISSION_REJECT", 1500)
+        with pytest.raises(OrchError, match="ADMISSION_REJECT"):
+            _ = [event async for event in c.run(REQUEST)]
+
+
+async def test_an_error_event_ends_the_stream(
+    server: str, script: Script, refused: Callable[[str], dict[str, Any]]
+) -> None:
+    script.error = refused("WORKER_RESET")
+    async with client(server) as c:
+        with pytest.raises(OrchError, match="WORKER_RESET"):
+            _ = [event async for event in c.run(REQUEST)]
+    assert script.resumed_at == [None]
+
+
+async def test_an_answer_without_an_envelope_is_told_apart(server: str, script: Script) -> None:
+    script.refusal = (502, "<html>bad gateway</html>")
+    async with client(server) as c:
+        with pytest.raises(OrchError, match="HTTP 502 without an error envelope"):
+            await c.submit(REQUEST)
+
+
+async def test_submit_cancel_status_and_readiness(server: str, script: Script) -> None:
+    script.ready = False
+    async with client(server) as c:
+        assert (await c.submit(REQUEST)).queue_position == 1
+        await c.cancel("t")
+        assert (await c.status("t")).state == "running"
+        assert not (await c.readiness()).ready
+    assert script.canceled == ["t"]
+
+
+async def test_nothing_listening_is_its_own_error(unused_tcp_port: int) -> None:
+    async with client(f"http://127.0.0.1:{unused_tcp_port}") as c:
+        with pytest.raises(CannotConnectError):
+            _ = [event async for event in c.run(REQUEST)]
+        with pytest.raises(CannotConnectError):
+            await c.readiness()
+
+
+def test_events_are_the_same_however_the_bytes_are_split() -> None:
+    text = ': c\r\nid: 3\r\nevent: token\r\ndata: {"t":\r\ndata:"ü"}\r\n\r\nretry: 5\ndata: x\n\n\n'
+    whole = list(SseParser().feed(text.encode()))
+    assert whole == [("token", '{"t":\n"ü"}'), ("message", "x")]
+    assert json.loads(whole[0][1]) == {"t": "ü"}
+    for size in (1, 2, 3, 7):
+        raw, parser = text.encode(), SseParser()
+        chunks = [raw[n : n + size] for n in range(0, len(raw), size)]
+        assert [event for chunk in chunks for event in parser.feed(chunk)] == whole
+
+
+@pytest.mark.parametrize("unit", [b"x" * 1024, b"data: " + b"x" * 1024 + b"\n", b"data:\n" * 1024])
+def test_an_event_without_end_is_refused(unit: bytes) -> None:
+    parser = SseParser()
+    with pytest.raises(ValueError, match="larger than"):
+        _ = [list(parser.feed(unit)) for _ in range(EVENT_BYTES_MAX // 1024 + 2)]

@@ -1,0 +1,48 @@
+"""Every configuration that the project shows is one that works (OC-CONFIG-6002)."""
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from contracts.generate import render_config_schema
+from orchestrator.configfile import loads
+from tools.trace import ROOT, source_files
+
+FENCE = re.compile(r"^```ya?ml\n(# llorch config\n.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def shown() -> list[tuple[str, str]]:
+    """Each file under examples/, and each fenced block of a document that starts with `# llorch config`."""
+    found = []
+    for name in source_files():
+        text = (ROOT / name).read_text() if name.endswith((".md", ".yaml")) else ""
+        if name.startswith("examples/") and name.endswith(".yaml"):
+            found.append((name, text))
+        elif name.endswith(".md"):
+            found += [(f"{name}#{n}", block) for n, block in enumerate(FENCE.findall(text))]
+    return found
+
+
+def test_there_are_examples_in_files_and_in_documents() -> None:
+    names = [name for name, _ in shown()]
+    assert any(name.startswith("examples/") for name in names)
+    assert any(name.startswith("README.md") for name in names)
+
+
+@pytest.mark.req("OC-CONFIG-6002")
+@pytest.mark.parametrize(("name", "text"), shown(), ids=[name for name, _ in shown()])
+def test_every_example_validates(name: str, text: str) -> None:
+    """The files that an example names are the reader's own, so they are not looked for."""
+    assert text.startswith("# llorch config\n")
+    loads(text, name, base=Path(), files=False)
+    jsonschema.validate(yaml.safe_load(text), json.loads((ROOT / "contracts/config.schema.json").read_text()))
+
+
+@pytest.mark.req("OC-CONFIG-6010")
+def test_the_committed_schema_is_what_the_models_make_each_time() -> None:
+    committed = (ROOT / "contracts/config.schema.json").read_text()
+    assert [render_config_schema(), render_config_schema()] == [committed, committed]
