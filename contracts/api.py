@@ -117,7 +117,7 @@ class Started(Struct, frozen=True, omit_defaults=True):
     attempt: int
     sampler_profile_version: str
     queue_time_ms: int
-    kv_warmth: bool = False
+    kv_warmth: bool
     labels: dict[str, str] | None = None
 
 
@@ -161,16 +161,16 @@ class TaskStatus(Struct, frozen=True, omit_defaults=True):
     engine: str
     model_ref: str
     priority: str
+    attempt: int
+    tokens_in: int
+    tokens_out: int
+    decode_ms: int
     queue_position: int | None = None
     predicted_start_ms: int | None = None
     replica_id: str | None = None
     pool_id: str | None = None
     engine_version: str | None = None
     model_digest: str | None = None
-    attempt: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    decode_ms: int = 0
     queue_time_ms: int | None = None
     first_token_ms: int | None = None
     finish_reason: FinishReason | None = None

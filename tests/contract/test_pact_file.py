@@ -68,7 +68,9 @@ class FakePools(FakeGateway):
     async def status(self, task_id: str, tenant: str) -> TaskStatus:
         status = await super().status(task_id, tenant)
         if status.error and status.error.code == "QUEUE_FULL_DROP_LRU":
-            return TaskStatus(task_id, "dropped", status.engine, status.model_ref, status.priority, error=status.error)
+            return TaskStatus(
+                task_id, "dropped", status.engine, status.model_ref, status.priority, 0, 0, 0, 0, error=status.error
+            )
         return status
 
 

@@ -1,6 +1,8 @@
 """Percentiles, paired figures, limits, and reading /proc."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -8,7 +10,7 @@ import pytest
 
 from benchmarks.limits import LIMITS_FILE, Limit, load_limits, shortfalls
 from benchmarks.load import Result, Target
-from benchmarks.processes import CpuMeter, descendants, group_of, parse_stat
+from benchmarks.processes import CpuMeter, Reading, descendants, group_of, parse_stat
 from benchmarks.report import Row, Sample, figures, make_row, percentile, table
 
 
@@ -104,14 +106,21 @@ def test_groups_go_by_command_line() -> None:
 
 
 def test_the_meter_sees_children_and_the_machine() -> None:
-    import subprocess
-    import sys
-
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
+    busy = "import time\nprint(flush=True)\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdin is not None
+        child.stdout.readline()
         assert child.pid in descendants(os.getpid())
         meter = CpuMeter({child.pid: "mine"})
-        assert "mine" in meter.groups
-        assert set(meter.read()) >= {"mine", "machine"}
-    finally:
-        child.communicate(b"\n")
+        before = meter.read()
+        child.stdout.readline()
+        used = meter.read().since(before)
+        child.stdin.write(b"\n")
+    assert used["mine"] > 0
+    assert used["machine"] > 0
+
+
+def test_a_process_that_came_in_between_counts_whole_and_one_that_left_not() -> None:
+    before = Reading({1: ("a", 5.0), 2: ("a", 1.0)}, 10.0)
+    assert Reading({1: ("a", 6.0), 3: ("b", 0.5)}, 12.0).since(before) == {"a": 1.0, "b": 0.5, "machine": 2.0}

@@ -1,0 +1,196 @@
+"""A scripted engine and a cluster without Ray: the real services on real sockets, in one event loop."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from contracts import messages as wire
+from contracts.engine import (
+    Chunk,
+    EngineAdapter,
+    EngineError,
+    EngineExit,
+    EngineMetrics,
+    EngineProperties,
+    EngineSpec,
+    Finish,
+    GenerateRequest,
+)
+from contracts.errors import ErrorInfo
+from contracts.gateway import StreamEvent, Tokens
+from contracts.scheduling import QueuePolicy, ResultPolicy, SchedulerConfig, SetPolicy, TaskInfo
+from orchestrator.cluster.gateway import ClusterGateway
+from orchestrator.cluster.replica_host import ReplicaHost
+from orchestrator.cluster.scheduler_service import SchedulerService
+
+SECRET = b"0123456789abcdef0123456789abcdef"
+NODE, HOST, MODEL = "node-1", "127.0.0.1", "scripted-model"
+SPEC = EngineSpec("llamacpp", "pool", "pool-0", MODEL, "", 2048, 2, "cpu-dev")
+
+
+class ScriptedAdapter:
+    """An engine in memory (a fake, and says so): `t0 t1 …` up to `max_tokens`, paused by `gate`."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.exit: asyncio.Future[EngineExit] = asyncio.get_running_loop().create_future()
+        self.active: set[str] = set()
+        self.canceled: list[str] = []
+        self.silent = False
+
+    async def launch(self) -> None:
+        await asyncio.sleep(0)
+
+    async def wait_exit(self) -> EngineExit:
+        return await asyncio.shield(self.exit)
+
+    async def healthy(self) -> bool:
+        return not self.exit.done()
+
+    async def properties(self) -> EngineProperties:
+        return EngineProperties("scripted fake 1", "sha256:0", self.spec.slots, self.spec.ctx, True)
+
+    async def count_tokens(self, request: GenerateRequest) -> int:
+        return len((request.prompt or "").split())
+
+    async def generate(self, attempt_key: str, request: GenerateRequest) -> AsyncIterator[Chunk | Finish]:
+        self.active.add(attempt_key)
+        try:
+            for index in range(0 if self.silent else request.max_tokens):
+                if request.prompt == "gated" and index >= 3:
+                    await self.gate.wait()
+                if self.exit.done():
+                    raise EngineError(ErrorInfo("WORKER_RESET", "the scripted engine died", retriable=True))
+                await asyncio.sleep(0)
+                yield Chunk(f"t{index} ")
+            yield Finish("length", 3)
+        finally:
+            self.active.discard(attempt_key)
+
+    async def cancel(self, attempt_key: str) -> None:
+        self.canceled.append(attempt_key)
+
+    async def metrics(self) -> EngineMetrics:
+        return EngineMetrics()
+
+    async def close(self) -> None:
+        if not self.exit.done():
+            self.exit.set_result(EngineExit(0))
+
+
+class Cluster:
+    """Scheduler, one replica and gateways; `adapters` holds the engines in order of launch."""
+
+    def __init__(self) -> None:
+        queues = tuple(QueuePolicy(priority, 8, "reject") for priority in ("interactive", "batch"))
+        policy = SetPolicy("set", "llamacpp", (MODEL,), 2048, "v1", ("pool",), 8, queues, 60_000, 30_000)
+        self.config = SchedulerConfig((policy,), ResultPolicy(60_000, 100, 1_000_000))
+        self.adapters: list[ScriptedAdapter] = []
+        self.make_silent = False
+        self.scheduler = SchedulerService(self.config, SECRET)
+        self.endpoint: wire.Endpoint | None = None
+        self.gateways: list[ClusterGateway] = []
+        self.host: asyncio.Task[None] | None = None
+
+    async def locate(self) -> wire.Endpoint:
+        assert self.endpoint is not None
+        return self.endpoint
+
+    def make_adapter(self, spec: EngineSpec) -> EngineAdapter:
+        adapter = ScriptedAdapter(spec)
+        adapter.silent = self.make_silent
+        self.adapters.append(adapter)
+        return adapter
+
+    async def start(self) -> None:
+        self.endpoint = await self.scheduler.start(NODE, HOST)
+
+    def start_replica(self) -> None:
+        host = ReplicaHost(SPEC, self.make_adapter, SECRET, self.locate, NODE, HOST)
+        self.host = asyncio.create_task(host.run())
+
+    async def stop_replica(self) -> None:
+        assert self.host is not None
+        self.host.cancel()
+        await asyncio.gather(self.host, return_exceptions=True)
+
+    def gateway(self) -> ClusterGateway:
+        gateway = ClusterGateway(SECRET, self.locate, NODE, f"ingress-{len(self.gateways)}", 50)
+        gateway.start()
+        self.gateways.append(gateway)
+        return gateway
+
+    async def ready(self, gateway: ClusterGateway) -> None:
+        async with asyncio.timeout(20):
+            while not (await gateway.readiness()).ready:
+                await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        for gateway in self.gateways:
+            await gateway.close()
+        if self.host is not None:
+            await self.stop_replica()
+        await self.scheduler.close()
+
+
+@contextlib.asynccontextmanager
+async def cluster() -> AsyncIterator[tuple[Cluster, ClusterGateway]]:
+    """A ready cluster and one gateway."""
+    running = Cluster()
+    await running.start()
+    running.start_replica()
+    gateway = running.gateway()
+    try:
+        await running.ready(gateway)
+        yield running, gateway
+    finally:
+        await running.close()
+
+
+def task(task_id: str, max_tokens: int = 5, **changes: object) -> TaskInfo:
+    fields = {
+        "task_id": task_id,
+        "session_id": "s",
+        "tenant": "acme",
+        "workload": "completion",
+        "engine": "llamacpp",
+        "model_ref": MODEL,
+        "ctx": 2048,
+        "priority": "interactive",
+        "max_tokens": max_tokens,
+        "deadline_ms": 60_000,
+        "seed": 1,
+        "determinism": "strict",
+        "sampler_profile_version": "v1",
+        "prompt_bytes": 5,
+        "templated": False,
+        "body_digest": b"d",
+    }
+    return TaskInfo(**(fields | changes))  # type: ignore[arg-type]
+
+
+async def submit(gateway: ClusterGateway, task_id: str, max_tokens: int = 5, prompt: str = "plain") -> None:
+    await gateway.submit(task(task_id, max_tokens), GenerateRequest(task_id, max_tokens, 1, prompt=prompt))
+
+
+async def collect(gateway: ClusterGateway, task_id: str, after: int = -1) -> tuple[list[str], StreamEvent]:
+    """The tokens of a stream and its terminal event."""
+    texts: list[str] = []
+    last: StreamEvent | None = None
+    async with asyncio.timeout(20):
+        async for event in gateway.stream(task_id, "acme", after):
+            if isinstance(event, Tokens):
+                assert event.first == after + 1 + len(texts)
+                texts += event.texts
+            last = event
+    assert last is not None
+    return texts, last
+
+
+async def until(condition: "asyncio.Future[bool] | object") -> None:
+    """Wait until `condition()` holds, bounded."""
+    async with asyncio.timeout(20):
+        while not condition():  # type: ignore[operator]
+            await asyncio.sleep(0.01)
