@@ -192,6 +192,7 @@ class StopAttempt(Frame, frozen=True, gc=False):
 
 class Measure(Frame, frozen=True, gc=False):
     task_id: str
+    measurement: int
     payload: bytes
 
 

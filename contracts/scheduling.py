@@ -138,9 +138,10 @@ class TaskSubmitted(Event, frozen=True, gc=False):
 
 
 class PromptMeasured(Event, frozen=True, gc=False):
-    """A replica counted a prompt's tokens, or could not (`error`)."""
+    """A replica counted a prompt's tokens, or could not (`error`); `measurement` is that of the command."""
 
     task_id: str
+    measurement: int
     prompt_tokens: int
     error: ErrorInfo | None = None
 
@@ -268,9 +269,13 @@ class Reject(Command, frozen=True, gc=False):
 
 
 class MeasurePrompt(Command, frozen=True, gc=False):
-    """Have a replica count the prompt's tokens; answered by `PromptMeasured`."""
+    """Have a replica count the prompt's tokens; answered by `PromptMeasured`.
+
+    `measurement` fences: a late answer must not be taken for another task submitted under the id.
+    """
 
     task_id: str
+    measurement: int
     replica_id: str
 
 

@@ -6,6 +6,7 @@
 
 import contextlib
 import functools
+import io
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -72,7 +73,9 @@ class Service:
 
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get([replica.stop.remote() for replica in self.replicas], timeout=STOP_TIMEOUT_S)
-        serve.shutdown()
+        # Ray prints that the controller's last call failed: it was killed on purpose.
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            serve.shutdown()
 
 
 def deploy(config: Config, *, port: int) -> Service:

@@ -172,6 +172,5 @@ def _print_welcome(url: str, key: str, console: Console) -> None:
     console.print(f"\nready: {url}    docs: {url}/docs", style="bold green", markup=False)
     if key:
         console.print(f"API key: {key}", markup=False, soft_wrap=True)
-    console.print(
-        'try: .venv/bin/llorch submit "The capital of France is"    (Ctrl-C here stops everything)\n', markup=False
-    )
+    console.print('try: .venv/bin/llorch submit "The capital of France is"', markup=False)
+    console.print("Ctrl-C stops everything", markup=False)

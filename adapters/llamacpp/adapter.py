@@ -17,7 +17,9 @@ from adapters.llamacpp.client import LlamaClient
 from adapters.llamacpp.command import server_arguments, server_environment
 from adapters.llamacpp.digest import model_digest
 from adapters.llamacpp.folder import SOCKET_NAME, private_folder
+from adapters.llamacpp.models import bundled_model_path
 from adapters.llamacpp.protocol import ENGINE, completion_body, metrics_of
+from adapters.llamacpp.provision import find_engine
 from adapters.llamacpp.smoke import offload_devices
 from adapters.llamacpp.stream import read_completion
 from contracts.engine import (
@@ -75,6 +77,13 @@ class LlamaCppAdapter:
             raise
 
     async def _check_requirements(self) -> None:
+        """Find what the configuration left open, on this node, and check what it named."""
+        spec = self._spec
+        if not spec.binary:
+            binary = await asyncio.to_thread(find_engine, accelerator=spec.accelerator)
+            spec = self._spec = msgspec.structs.replace(spec, binary=str(binary))
+        if not spec.model_path:
+            spec = self._spec = msgspec.structs.replace(spec, model_path=str(bundled_model_path(spec.model)))
         for name, path in (("engine binary", self._spec.binary), ("model file", self._spec.model_path)):
             if not Path(path).is_file():
                 raise self._unready(f"{name} {path!r} does not exist")

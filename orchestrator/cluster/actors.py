@@ -14,6 +14,7 @@ from ray.util import get_node_ip_address
 from contracts.engine import AdapterFactory, EngineSpec
 from contracts.messages import Endpoint
 from contracts.scheduling import SchedulerConfig
+from orchestrator.cluster import logs
 from orchestrator.cluster.connection import ChannelError
 from orchestrator.cluster.replica_host import ReplicaHost
 from orchestrator.cluster.scheduler_service import SchedulerService
@@ -32,6 +33,7 @@ class SchedulerActor:
     """The one scheduler of the cluster; listens from its first `endpoint` call on."""
 
     def __init__(self, config: SchedulerConfig, secret: bytes) -> None:
+        logs.configure()
         self._config = config
         self._secret = secret
         self._starting: asyncio.Task[Endpoint] | None = None
@@ -48,6 +50,9 @@ class ReplicaActor:
     """Owns one engine process for as long as it lives."""
 
     def __init__(self, spec: EngineSpec, make_adapter: AdapterFactory, secret: bytes) -> None:
+        logs.configure()
+        if spec.accelerator == "cpu-dev":
+            log.warning("replica.cpu_dev", replica_id=spec.replica_id, note="development carve-out (ORCH-1101)")
         self._spec = spec
         self._make_adapter = make_adapter
         self._secret = secret

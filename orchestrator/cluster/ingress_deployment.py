@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from ray import serve
 
 from contracts.gateway import Gateway
+from orchestrator.cluster import logs
 from orchestrator.cluster.actors import locate_scheduler, node_id
 from orchestrator.cluster.gateway import ClusterGateway
 
@@ -44,6 +45,7 @@ class Ingress:
     """
 
     def __init__(self, make_frontend: MakeFrontend, secret: bytes, metrics_interval_ms: int) -> None:
+        logs.configure()
         self._gateway = ClusterGateway(
             secret, locate_scheduler, node_id(), f"ingress-{os.getpid()}", metrics_interval_ms
         )

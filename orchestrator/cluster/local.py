@@ -5,6 +5,7 @@ imports `ray.serve`; this module imports Ray inside its functions for that reaso
 """
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -62,7 +63,9 @@ def local_ray() -> Iterator[None]:
     The actors' logs are in Ray's session directory.
     """
     import ray
+    from ray import serve  # noqa: F401 (importing it sets up the logger that is turned down here)
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
         address="local",
         include_dashboard=False,

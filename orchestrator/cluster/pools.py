@@ -8,14 +8,11 @@ unavailable, it never spills over to a CPU (ORCH-3018, ORCH-1101).
 from typing import Any, Final
 
 import ray
-import structlog
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from contracts.engine import AdapterFactory, EngineSpec
 from orchestrator.cluster.actors import NAMESPACE, ReplicaActor
-
-log = structlog.get_logger(__name__)
 
 #: The development carve-out shares small machines: it reserves little and pins nothing.
 CPU_DEV_BUNDLE: Final = {"CPU": 0.1}
@@ -31,8 +28,6 @@ def bundle_for(spec: EngineSpec) -> dict[str, float]:
 def start_replica(spec: EngineSpec, make_adapter: AdapterFactory, secret: bytes) -> Any:
     """Ask for a replica's placement group and actor; returns the actor handle at once."""
     bundle = bundle_for(spec)
-    if spec.accelerator == "cpu-dev":
-        log.warning("replica.cpu_dev", replica_id=spec.replica_id, note="development carve-out, not for production")
     group = placement_group([bundle], strategy="STRICT_PACK", name=f"llorch-{spec.replica_id}", lifetime="detached")
     actor = (
         ray.remote(ReplicaActor)

@@ -188,7 +188,7 @@ class ReplicaService:
             tokens, error = await self._adapter.count_tokens(_REQUEST.decode(message.payload)), None
         except EngineError as failed:
             tokens, error = 0, failed.info
-        self._report(ev.PromptMeasured(message.task_id, tokens, error))
+        self._report(ev.PromptMeasured(message.task_id, message.measurement, tokens, error))
 
     # -------------------------------------------------------------------- subscribers
 

@@ -92,7 +92,7 @@ class SchedulerService:
 
     def _measure(self, command: ev.MeasurePrompt) -> None:
         payload = self._submits[command.task_id].payload
-        self._replicas[command.replica_id].send(wire.Measure(command.task_id, payload))
+        self._replicas[command.replica_id].send(wire.Measure(command.task_id, command.measurement, payload))
 
     def _start(self, command: ev.Start) -> None:
         task_id = command.task_id

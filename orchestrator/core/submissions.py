@@ -74,7 +74,7 @@ def _submitted_again(state: State, known: TaskRecord, event: TaskSubmitted) -> N
 def measured(state: State, event: PromptMeasured) -> None:
     """A prompt's tokens were counted: admit it or refuse it (ORCH-3015). Late answers are dropped."""
     record = state.tasks.get(event.task_id)
-    if record is None or record.state != "measuring":
+    if record is None or record.state != "measuring" or record.order != event.measurement:
         return
     error = event.error or admission.check_measured(record.task, event.prompt_tokens)
     if error is not None:
@@ -95,7 +95,8 @@ def measure_somewhere(state: State, record: TaskRecord) -> None:
         return
     record.replica = replica
     replica.measuring[record.task.task_id] = record
-    state.out.append(MeasurePrompt(record.home.policy.set_id, record.task.task_id, replica.replica_id))
+    set_id, task_id = record.home.policy.set_id, record.task.task_id
+    state.out.append(MeasurePrompt(set_id, task_id, record.order, replica.replica_id))
 
 
 def stop_measuring(record: TaskRecord) -> None:

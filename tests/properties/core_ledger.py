@@ -68,7 +68,7 @@ class Books:
     queues: dict[tuple[str, str], list[Job]] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     ready: dict[str, bool] = field(default_factory=dict)
-    measures: list[tuple[str, str, int]] = field(default_factory=list)
+    measures: list[tuple[str, int]] = field(default_factory=list)
     submissions: dict[int, int] = field(default_factory=dict)
     cancels: dict[int, int] = field(default_factory=dict)
     cancel_of: dict[int, str] = field(default_factory=dict)
@@ -133,8 +133,7 @@ class Ledger:
                 self._cancel_answered(command)
             case MeasurePrompt():
                 assert self.books.ready[command.replica_id]
-                job = self.books.jobs[command.task_id]
-                self.books.measures.append((command.task_id, command.replica_id, job.number))
+                self.books.measures.append((command.task_id, command.measurement))
             case Forget():
                 assert self.books.jobs.pop(command.task_id).finish is not None
                 mine = [a for a in self.books.attempts if a.task_id == command.task_id]

@@ -175,13 +175,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.ledger.books.measures)
     @rule(data=st.data(), tokens=st.sampled_from([1, 1, 95]), fails=st.sampled_from([False, False, True]))
     def measure(self, data: st.DataObject, tokens: int, fails: bool) -> None:
-        task_id, _, number = self.ledger.books.measures.pop(
+        task_id, measurement = self.ledger.books.measures.pop(
             data.draw(st.integers(0, len(self.ledger.books.measures) - 1))
         )
-        job = self.ledger.books.jobs.get(task_id)
-        if job is None or job.number == number:
-            error = ErrorInfo(code="INTERNAL", message="tokenizer failed", retriable=True) if fails else None
-            self.ledger.tell(PromptMeasured(task_id, tokens, error))
+        error = ErrorInfo(code="INTERNAL", message="tokenizer failed", retriable=True) if fails else None
+        self.ledger.tell(PromptMeasured(task_id, measurement, tokens, error))
 
     @precondition(lambda self: any(a.live for a in self.ledger.books.attempts))
     @rule(

@@ -5,12 +5,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from contracts.errors import PolicyLabel
+from contracts.errors import ErrorInfo, PolicyLabel
 from contracts.scheduling import (
     AnyCommand,
     AnyEvent,
     AttemptEnded,
     CancelRequested,
+    MeasurePrompt,
+    PromptMeasured,
     QueuePolicy,
     ReplicaInfo,
     ReplicaReady,
@@ -119,6 +121,7 @@ class Core:
         self.now_ms = 1_000
         self.alarm_ns: int | None = None
         self.numbers = 0
+        self.measurements: dict[str, int] = {}
         for info in ready:
             self.tell(ReplicaReady(info))
 
@@ -127,7 +130,11 @@ class Core:
         invariants.check(self.scheduler)
         for command in of(commands, SetTimer):
             self.alarm_ns = command.at_ns
+        self.measurements |= {command.task_id: command.measurement for command in of(commands, MeasurePrompt)}
         return commands
+
+    def measured(self, task_id: str, prompt_tokens: int, error: ErrorInfo | None = None) -> list[AnyCommand]:
+        return self.tell(PromptMeasured(task_id, self.measurements[task_id], prompt_tokens, error))
 
     def submit(self, task_id: str, **over: Any) -> list[AnyCommand]:
         self.numbers += 1

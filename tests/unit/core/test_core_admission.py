@@ -84,9 +84,9 @@ def test_only_a_prompt_that_may_not_fit_is_measured(prompt_bytes: int, templated
 def test_a_measured_prompt_is_admitted_up_to_the_last_token() -> None:
     core = Core(ready=(replica(slots=2),))
     core.submit("fits", templated=True)
-    assert of(core.tell(PromptMeasured("fits", 90)), Start)
+    assert of(core.measured("fits", 90), Start)
     core.submit("long", templated=True)
-    error = one(core.tell(PromptMeasured("long", 91)), Reject).error
+    error = one(core.measured("long", 91), Reject).error
     assert error.code == "INVALID_PARAMS"
     assert all(number in error.message for number in ("91", "10", "101", "100"))
     assert core.state_of("long") is None
@@ -96,8 +96,19 @@ def test_a_prompt_that_cannot_be_measured_is_refused_with_the_reason() -> None:
     core = Core(ready=(replica(),))
     core.submit("t", templated=True)
     reason = ErrorInfo(code="INVALID_PARAMS", message="template refuses roles", retriable=False)
-    assert one(core.tell(PromptMeasured("t", 0, reason)), Reject).error == reason
+    assert one(core.measured("t", 0, reason), Reject).error == reason
     assert of(core.submit("t"), Admit)
+
+
+@pytest.mark.req("ORCH-3015", "ORCH-3024")
+def test_a_late_count_is_not_taken_for_another_task_under_the_id() -> None:
+    core = Core(ready=(replica(),))
+    core.submit("t", templated=True)
+    late = core.measurements["t"]
+    core.pass_ms(5_000)
+    core.submit("t", templated=True, body_digest=b"another body")
+    assert not core.tell(PromptMeasured("t", late, 5))
+    assert of(core.measured("t", 5), Admit)
 
 
 @pytest.mark.req("ORCH-3018")
@@ -107,7 +118,7 @@ def test_measuring_gives_up_after_its_timeout() -> None:
     assert not of(core.pass_ms(4_999), Reject)
     error = one(core.pass_ms(1), Reject).error
     assert (error.code, error.retriable) == ("POOL_UNREADY", True)
-    assert not core.tell(PromptMeasured("t", 5))
+    assert not core.measured("t", 5)
 
 
 @pytest.mark.req("ORCH-3018")
@@ -178,7 +189,7 @@ def test_submissions_during_measuring_share_its_answer_up_to_a_bound() -> None:
         assert not of(core.submit("t", templated=True), Reject)
     error = one(core.submit("t", templated=True), Reject).error
     assert (error.code, error.policy_label) == ("ADMISSION_REJECT", "reject")
-    admits = of(core.tell(PromptMeasured("t", 5)), Admit)
+    admits = of(core.measured("t", 5), Admit)
     assert [a.submission for a in admits] == list(range(1, 17))
     assert [a.replayed for a in admits] == [False] + [True] * 15
     assert len({(a.queue_position, a.predicted_start_ms, a.backoff_ms) for a in admits}) == 1
@@ -191,7 +202,7 @@ def test_a_cancel_during_measuring_admits_and_ends_the_task() -> None:
     commands = core.cancel("t")
     assert [type(c) for c in commands[:3]] == [Admit, Finish, AnswerCancel]
     assert one(commands, Finish).outcome.state == "canceled"
-    assert not of(core.tell(PromptMeasured("t", 5)), Start)
+    assert not of(core.measured("t", 5), Start)
     assert one(core.submit("t", templated=True), Admit).replayed
 
 
