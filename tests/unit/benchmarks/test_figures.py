@@ -101,7 +101,7 @@ def test_stat_lines_are_read_whatever_the_name_is() -> None:
 def test_groups_go_by_command_line() -> None:
     assert group_of("ray::ServeReplica:llorch:Ingress") == "ingress"
     assert group_of("python -m adapters.testing.fake_llama_server -m x") == "engine"
-    assert group_of("/x/haproxy -W -f /tmp/y.cfg") == "haproxy"
+    assert group_of("/x/haproxy -W -f y.cfg") == "haproxy"
     assert group_of("gcs_server --log_dir=/tmp") == "ray"
 
 
