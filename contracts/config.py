@@ -133,9 +133,14 @@ class AuthConfig(Section):
 
 
 class ServerConfig(Section):
-    """The HTTP side. `port` is HAProxy's, which listens on all interfaces."""
+    """The HTTP side, on all interfaces.
 
-    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    `port` is the ingress replicas' own listener, the fast door of every node that has one;
+    `haproxy_port` (left out: `port` + 1) is HAProxy, which spreads over the replicas of all nodes.
+    """
+
+    port: Annotated[int, Field(ge=1, le=65534)] = 8000
+    haproxy_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     ingress_replicas: PositiveInt = 2
     body_max_bytes: PositiveInt = 4 * 1024 * 1024
     keepalive_ms: PositiveInt = 15_000

@@ -31,13 +31,26 @@ class Readiness(Struct, frozen=True):
     pools: dict[str, str]
 
 
+class EventSource(Protocol):
+    """Events of one task, in order; `aclose` releases what the stream holds, read or not."""
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]: ...
+
+    async def __anext__(self) -> StreamEvent: ...
+
+    async def aclose(self) -> None: ...
+
+
 class Gateway(Protocol):
     """Submit, stream, cancel and look at tasks. Methods raise `OrchError`."""
 
     async def submit(self, task: TaskInfo, request: GenerateRequest) -> Admission:
         """Have a task admitted."""
 
-    def stream(self, task_id: str, tenant: str, after: int = -1) -> AsyncIterator[StreamEvent]:
+    async def open(self, task: TaskInfo, request: GenerateRequest, after: int = -1) -> tuple[Admission, EventSource]:
+        """`submit` and `stream` in one exchange; the caller closes the events."""
+
+    def stream(self, task_id: str, tenant: str, after: int = -1) -> EventSource:
         """Events of a task from token `after + 1` on, ending with one `End` or `ErrorInfo`.
 
         Raises NOT_FOUND for a task that is unknown, forgotten, or another tenant's.

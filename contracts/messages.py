@@ -22,11 +22,15 @@ class Frame(Struct, frozen=True, tag=True, gc=False):
 
 
 class Submit(Frame, frozen=True, gc=False):
-    """`payload` is a msgpack `GenerateRequest` that the scheduler passes on unread."""
+    """`payload` is a msgpack `GenerateRequest` that the scheduler passes on unread.
+
+    `watch` asks for the task's `TaskStarted` and `TaskEnded` behind the `Admitted`.
+    """
 
     req: int
     task: core.TaskInfo
     payload: bytes
+    watch: bool = False
 
 
 class Cancel(Frame, frozen=True, gc=False):

@@ -59,11 +59,21 @@ def make_frontend(settings: IngressSettings, gateway: Gateway) -> Frontend:
     return Frontend(gateway, settings)
 
 
-class Service:
-    """A deployed service: its URL and the actors that must be stopped in order."""
+def balanced_port(config: Config, port: int) -> int:
+    """HAProxy's port, when the ingress replicas' own is `port`."""
+    return config.server.haproxy_port or port + 1
 
-    def __init__(self, url: str, replicas: list[Any]) -> None:
+
+class Service:
+    """A deployed service: its doors, and the actors that must be stopped in order.
+
+    `url` is the ingress replicas' own listener on this node, `balanced_url` HAProxy in front of
+    the replicas of all nodes.
+    """
+
+    def __init__(self, url: str, balanced_url: str, replicas: list[Any]) -> None:
         self.url = url
+        self.balanced_url = balanced_url
         self.replicas = replicas
 
     def stop(self) -> None:
@@ -96,12 +106,13 @@ def deploy(config: Config, *, port: int) -> Service:
         for pool in config.pools
         for index in range(pool.replicas)
     ]
-    serve.start(http_options={"host": "0.0.0.0", "port": port})
+    serve.start(http_options={"host": "0.0.0.0", "port": balanced_port(config, port)})
     app = ingress_app(
         functools.partial(make_frontend, ingress_settings(config)),
         secret,
-        config.server.ingress_replicas,
-        config.server.metrics_interval_ms,
+        port=port,
+        replicas=config.server.ingress_replicas,
+        metrics_interval_ms=config.server.metrics_interval_ms,
     )
     serve.run(
         app,
@@ -109,7 +120,7 @@ def deploy(config: Config, *, port: int) -> Service:
         route_prefix="/",
         logging_config={"encoding": "JSON", "enable_access_log": False, "log_level": "WARNING"},
     )
-    return Service(f"http://127.0.0.1:{port}", replicas)
+    return Service(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{balanced_port(config, port)}", replicas)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -23,11 +24,16 @@ from adapters.llamacpp.progress import Progress
 from adapters.llamacpp.provision import find_engine
 from contracts.config import Config, KeyConfig, PoolConfig
 from contracts.engine import EngineError
+from orchestrator.app import Service, balanced_port, local_service
 from orchestrator.configfile import LoadedConfig
 
 READY_POLL_S: Final = 0.3
 FAILED: Final = 1
 INTERRUPTED: Final = 130
+
+
+class CannotStartError(Exception):
+    """Something outside is in the way; the text says what, and what to do."""
 
 
 class _Stop(BaseException):
@@ -46,8 +52,9 @@ def run_local(loaded: LoadedConfig, *, port: int | None, dev_file: Path) -> int:
             config, key = _with_key(loaded.config)
             config = _with_engines(config, console)
             _serve(config, key, port or config.server.port, dev_file, console)
-        except EngineError as failed:
-            console.print(f"cannot start: {failed.info.message}", style="red", markup=False)
+        except (EngineError, CannotStartError) as failed:
+            why = failed.info.message if isinstance(failed, EngineError) else str(failed)
+            console.print(f"cannot start: {why}", style="red", markup=False)
             return FAILED
         except _Stop:
             console.print("stopped; nothing is left running")
@@ -55,18 +62,16 @@ def run_local(loaded: LoadedConfig, *, port: int | None, dev_file: Path) -> int:
 
 
 def _serve(config: Config, key: str, port: int, dev_file: Path, console: Console) -> None:
+    _check_free(port, balanced_port(config, port))
     console.print("starting Ray, the scheduler and the ingress (10 to 40 seconds)")
-    # Late: Ray takes seconds to read, and the engine may have taken minutes before.
-    from orchestrator.app import local_service
-
     with contextlib.ExitStack() as running:
         # First in, last out: signals are ours again once Ray, which takes SIGTERM, is up.
         service = running.enter_context(local_service(config, port=port))
         with _signals_raise():
             try:
-                running.callback(_write_dev_file(dev_file, service.url, key).unlink, missing_ok=True)
+                running.callback(_write_dev_file(dev_file, service, key).unlink, missing_ok=True)
                 _wait_ready(service.url, console)
-                _print_welcome(service.url, key, console)
+                _print_welcome(service, key, console)
                 while True:
                     signal.pause()
             except _Stop:
@@ -76,6 +81,19 @@ def _serve(config: Config, key: str, port: int, dev_file: Path, console: Console
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 running.close()
                 raise
+
+
+def _check_free(*ports: int) -> None:
+    """The ingress replicas share their port, so a second service would silently share it too."""
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError as taken:
+                raise CannotStartError(
+                    f"port {port} is in use ({taken.strerror}); choose another with --port"
+                ) from taken
 
 
 @contextlib.contextmanager
@@ -126,12 +144,12 @@ def _resolved(pool: PoolConfig, console: Console) -> PoolConfig:
     return pool.model_copy(update={"model_path": model_path, "engine_options": options})
 
 
-def _write_dev_file(path: Path, url: str, key: str) -> Path:
+def _write_dev_file(path: Path, service: Service, key: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    content = json.dumps({"url": url, "api_key": key, "ray_address": _ray_address()})
+    found = {"url": service.url, "api_key": key, "balanced_url": service.balanced_url, "ray_address": _ray_address()}
     with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-        file.write(content)
+        json.dump(found, file)
     return path
 
 
@@ -168,8 +186,10 @@ def _readiness(url: str) -> tuple[bool, dict[str, str]]:
     return bool(body["ready"]), body["pools"]
 
 
-def _print_welcome(url: str, key: str, console: Console) -> None:
+def _print_welcome(service: Service, key: str, console: Console) -> None:
+    url = service.url
     console.print(f"\nready: {url}    docs: {url}/docs", style="bold green", markup=False)
+    console.print(f"through HAProxy: {service.balanced_url}", markup=False)
     if key:
         console.print(f"API key: {key}", markup=False, soft_wrap=True)
     console.print('try: .venv/bin/llorch submit "The capital of France is"', markup=False)

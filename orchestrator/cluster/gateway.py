@@ -6,7 +6,7 @@ ingress.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Final
 
 from contracts import messages as wire
@@ -90,17 +90,39 @@ class ClusterGateway:
 
     # --------------------------------------------------------------------- streams
 
+    async def open(
+        self, task: ev.TaskInfo, request: GenerateRequest, after: int = -1
+    ) -> tuple[Admission, "FollowedTask"]:
+        req = self._next()
+        stream = self._follow(task.task_id, after)
+        try:
+            question = wire.Submit(req, task, wire.encode(request), watch=True)
+            admission = (await self._scheduler.ask(question, req, wire.Admitted)).admission
+        except BaseException:
+            self._unfollow(task.task_id, stream)
+            raise
+        return admission, FollowedTask(stream.events(task), lambda: self._unfollow(task.task_id, stream))
+
     async def stream(self, task_id: str, tenant: str, after: int = -1) -> AsyncGenerator[StreamEvent]:
         req = self._next()
-        stream = TaskStream(self, after, self._metrics_interval_s)
-        self._streams.setdefault(task_id, []).append(stream)
+        stream = self._follow(task_id, after)
         try:
             task = (await self._scheduler.ask(wire.Watch(req, task_id, tenant), req, wire.Task)).task
             async with contextlib.aclosing(stream.events(task)) as events:
                 async for event in events:
                     yield event
         finally:
-            streams = self._streams[task_id]
+            self._unfollow(task_id, stream)
+
+    def _follow(self, task_id: str, after: int) -> TaskStream:
+        """Register a stream before the scheduler is asked, so that nothing it tells is missed."""
+        stream = TaskStream(self, after, self._metrics_interval_s)
+        self._streams.setdefault(task_id, []).append(stream)
+        return stream
+
+    def _unfollow(self, task_id: str, stream: TaskStream) -> None:
+        streams = self._streams.get(task_id, [])
+        if stream in streams:
             streams.remove(stream)
             if not streams:
                 del self._streams[task_id]
@@ -180,3 +202,21 @@ class ClusterGateway:
     def _next(self) -> int:
         self._number += 1
         return self._number
+
+
+class FollowedTask:
+    """Events of a task that this gateway follows until they are closed, read or not."""
+
+    def __init__(self, events: AsyncGenerator[StreamEvent], release: Callable[[], None]) -> None:
+        self._events = events
+        self._release = release
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        return self
+
+    async def __anext__(self) -> StreamEvent:
+        return await anext(self._events)
+
+    async def aclose(self) -> None:
+        self._release()
+        await self._events.aclose()

@@ -14,6 +14,7 @@ from contracts.gateway import Gateway
 from orchestrator.cluster import logs
 from orchestrator.cluster.actors import locate_scheduler, node_id
 from orchestrator.cluster.gateway import ClusterGateway
+from orchestrator.cluster.listener import Listener
 
 #: Requests one ingress replica serves at a time, streams included.
 ONGOING_REQUESTS_MAX = 10_000
@@ -44,15 +45,17 @@ class Ingress:
     `handle.status.remote(task_id)`. Refusals raise `contracts.errors.OrchError`.
     """
 
-    def __init__(self, make_frontend: MakeFrontend, secret: bytes, metrics_interval_ms: int) -> None:
+    def __init__(self, make_frontend: MakeFrontend, secret: bytes, port: int, metrics_interval_ms: int) -> None:
         logs.configure()
         self._gateway = ClusterGateway(
             secret, locate_scheduler, node_id(), f"ingress-{os.getpid()}", metrics_interval_ms
         )
         self._frontend = make_frontend(self._gateway)
+        self._listener = Listener(self._frontend.asgi, port, ONGOING_REQUESTS_MAX)
 
     async def __serve_build_asgi_app__(self) -> Any:
         self._gateway.start()
+        self._listener.start()
         return self._frontend.asgi
 
     async def submit(self, request: dict[str, Any], tenant: str = "default") -> dict[str, Any]:
@@ -73,8 +76,10 @@ class Ingress:
         return await self._frontend.status(task_id, tenant)
 
 
-def ingress_app(make_frontend: MakeFrontend, secret: bytes, replicas: int, metrics_interval_ms: int) -> Any:
-    """The bound Serve application."""
+def ingress_app(
+    make_frontend: MakeFrontend, secret: bytes, *, port: int, replicas: int, metrics_interval_ms: int
+) -> Any:
+    """The bound Serve application; `port` is that of the replicas' own listeners."""
     deployment = serve.deployment(serve.ingress()(Ingress)).options(
         name="Ingress",
         num_replicas=replicas,
@@ -83,4 +88,4 @@ def ingress_app(make_frontend: MakeFrontend, secret: bytes, replicas: int, metri
         graceful_shutdown_timeout_s=5,
         health_check_period_s=5,
     )
-    return deployment.bind(make_frontend, secret, metrics_interval_ms)
+    return deployment.bind(make_frontend, secret, port, metrics_interval_ms)

@@ -31,10 +31,11 @@ _NOT_ENDED: Final = ErrorInfo("NOT_FOUND", "the task has no transcript yet", ret
 
 
 class Question(NamedTuple):
-    """Who asked, and under which number."""
+    """Who asked, under which number, and whether it wants to watch the task it submits."""
 
     connection: Connection
     req: int
+    watch: bool
 
 
 class SchedulerService:
@@ -79,6 +80,8 @@ class SchedulerService:
         task_id = command.task_id
         admission = Admission(task_id, command.queue_position, command.predicted_start_ms, command.backoff_ms)
         asked.connection.send(wire.Admitted(asked.req, admission))
+        if asked.watch:
+            self._watch(asked.connection, task_id, self._submits[task_id].task.tenant)
         if command.replayed and self._core.outcome(task_id, self._submits[task_id].task.tenant) is not None:
             del self._submits[task_id]  # sent again after its end: nothing will run it
 
@@ -173,17 +176,28 @@ class SchedulerService:
             return
         handler(self, connection, message)
 
-    def _question(self, connection: Connection, req: int) -> int:
+    def _question(self, connection: Connection, req: int, *, watch: bool = False) -> int:
         self._next_question += 1
-        self._questions[self._next_question] = Question(connection, req)
+        self._questions[self._next_question] = Question(connection, req, watch)
         return self._next_question
+
+    def _watch(self, connection: Connection, task_id: str, tenant: str) -> None:
+        """Tell how the task stands, and what comes if it has not ended."""
+        started = self._task_started(task_id, tenant)
+        if started is not None:
+            connection.send(started)
+        outcome = self._core.outcome(task_id, tenant)
+        if outcome is not None:
+            connection.send(wire.TaskEnded(task_id, outcome))
+        else:
+            self._watchers.setdefault(task_id, set()).add(connection)
 
     # ------------------------------------------------------------ from ingresses
 
     def _on_submit(self, connection: Connection, message: wire.Submit) -> None:
         # A task sent again keeps the payload of the first time.
         self._submits.setdefault(message.task.task_id, message)
-        self._tell(ev.TaskSubmitted(self._question(connection, message.req), message.task))
+        self._tell(ev.TaskSubmitted(self._question(connection, message.req, watch=message.watch), message.task))
 
     def _on_cancel(self, connection: Connection, message: wire.Cancel) -> None:
         self._tell(ev.CancelRequested(self._question(connection, message.req), message.task_id, message.tenant))
@@ -203,14 +217,7 @@ class SchedulerService:
             connection.send(wire.Failed(message.req, _NO_SUCH_TASK))
             return
         connection.send(wire.Task(message.req, task))
-        started = self._task_started(task.task_id, task.tenant)
-        if started is not None:
-            connection.send(started)
-        outcome = self._core.outcome(task.task_id, task.tenant)
-        if outcome is not None:
-            connection.send(wire.TaskEnded(task.task_id, outcome))
-        else:
-            self._watchers.setdefault(task.task_id, set()).add(connection)
+        self._watch(connection, task.task_id, task.tenant)
 
     def _on_unwatch(self, connection: Connection, message: wire.Unwatch) -> None:
         watchers = self._watchers.get(message.task_id)

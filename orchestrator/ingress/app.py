@@ -9,7 +9,7 @@ import structlog
 
 from contracts.api import Admission
 from contracts.errors import ErrorInfo, OrchError
-from contracts.gateway import Gateway
+from contracts.gateway import EventSource, Gateway
 from contracts.scheduling import TaskInfo
 from orchestrator.ingress.auth import Authenticator
 from orchestrator.ingress.docs import Documents
@@ -27,7 +27,7 @@ from orchestrator.ingress.http import (
 )
 from orchestrator.ingress.settings import IngressSettings
 from orchestrator.ingress.sse import last_event_id
-from orchestrator.ingress.streaming import Departures, EventStream
+from orchestrator.ingress.streaming import Departures, EventStream, release
 from orchestrator.ingress.submission import Submission, engine_of, parse_submission, parse_task_id
 
 _log = structlog.get_logger(__name__)
@@ -125,8 +125,12 @@ class Ingress:
         after = last_event_id(request.headers)
         submission = await self._read_submission(request, one_call)
         task = submission.task
+        events: EventSource | None = None
         try:
-            admission = await self._gateway.submit(task, submission.request)
+            if one_call:
+                admission, events = await self._gateway.open(task, submission.request, after)
+            else:
+                admission = await self._gateway.submit(task, submission.request)
         except OrchError as error:
             _log_refusal(task, error.info)
             raise
@@ -137,14 +141,14 @@ class Ingress:
             raise
         _log_admission(task, admission)
         headers: Headers = [(b"location", b"%b/%b" % (_TASKS.encode(), task.task_id.encode()))]
-        if not one_call:
+        if events is None:
             return Reply(202, _encode(admission), headers=headers)
         headers += [
             (b"x-queue-position", b"%d" % admission.queue_position),
             (b"x-predicted-start-ms", b"%d" % admission.predicted_start_ms),
             (b"x-backoff-ms", b"%d" % admission.backoff_ms),
         ]
-        await self._send_stream(request, task.task_id, after, headers)
+        await self._send_stream(request, task.task_id, events, headers)
         return None
 
     async def _read_submission(self, request: Request, one_call: bool) -> Submission:
@@ -173,14 +177,15 @@ class Ingress:
         """ORCH-2002. Asks for the task first: an unknown one is a 404, not a stream with an error in it."""
         after = last_event_id(request.headers)
         await self._gateway.task_info(task_id, request.tenant)
-        await self._send_stream(request, task_id, after, [])
+        await self._send_stream(request, task_id, self._gateway.stream(task_id, request.tenant, after), [])
 
-    async def _send_stream(self, request: Request, task_id: str, after: int, headers: Headers) -> None:
+    async def _send_stream(self, request: Request, task_id: str, events: EventSource, headers: Headers) -> None:
         stream = EventStream(request, self._settings.keepalive_ms)
         complete = False
         try:
-            complete = await stream.serve(self._gateway.stream(task_id, request.tenant, after), headers)
+            complete = await stream.serve(events, headers)
         finally:
+            await release(events)
             # Also when the server cancels this coroutine, which is how some tell of a disconnect.
             if not complete:
                 self._departures.left(task_id, request.tenant, request.correlation_id)

@@ -4,14 +4,14 @@ Tokens cost no task switch of their own: one task pumps, one waits for the disco
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import structlog
 
 from contracts.api import End
 from contracts.errors import ErrorInfo, OrchError
-from contracts.gateway import Gateway, StreamEvent
+from contracts.gateway import EventSource, Gateway, StreamEvent
 from orchestrator.ingress.errors import internal, log_failure
 from orchestrator.ingress.http import ClientGone, Headers, Request
 from orchestrator.ingress.sse import CONTENT_TYPE, KEEP_ALIVE, format_event
@@ -29,13 +29,12 @@ class EventStream:
         self._sent_at = self._clock()
         self._sending = asyncio.Lock()
 
-    async def serve(self, events: AsyncIterator[StreamEvent], headers: Headers) -> bool:
+    async def serve(self, events: EventSource, headers: Headers) -> bool:
         """Send the head and all events. True when the outcome was sent, False when the client left before it."""
         fixed: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         try:
             await self._request.start(200, CONTENT_TYPE, [*fixed, *headers])
         except OSError:
-            await _close(events)
             return False
         pump = asyncio.create_task(self._pump(events))
         helpers: list[asyncio.Task[None]] = [
@@ -51,16 +50,14 @@ class EventStream:
                 task.cancel()
             await asyncio.gather(pump, *helpers, return_exceptions=True)
 
-    async def _pump(self, events: AsyncIterator[StreamEvent]) -> bool:
+    async def _pump(self, events: EventSource) -> bool:
         """Send events up to and with the one terminal event. False when the client left."""
         try:
             return await self._send(format_event(await self._all_but_last(events)), last=True)
         except ClientGone:
             return False
-        finally:
-            await _close(events)
 
-    async def _all_but_last(self, events: AsyncIterator[StreamEvent]) -> StreamEvent:
+    async def _all_but_last(self, events: EventSource) -> StreamEvent:
         """Send what comes before the outcome and return the outcome.
 
         A stream that just stops, or fails, ends in an `error` event: never a silent truncation.
@@ -139,12 +136,9 @@ class Departures:
             log_failure("cancel_on_disconnect_failed", job_id=task_id, correlation_id=correlation_id)
 
 
-async def _close(events: AsyncIterator[StreamEvent]) -> None:
+async def release(events: EventSource) -> None:
     """Let the gateway release what a stream holds; a failure of that must not spoil what was sent."""
-    close = getattr(events, "aclose", None)
-    if close is None:
-        return
     try:
-        await close()
+        await events.aclose()
     except Exception:
         log_failure("stream_close_failed")

@@ -88,7 +88,7 @@ auth: {keys: [{name: k, tenant: t}]}
         "9:19: tensor_split has 2 ratios for 0 devices",
         "9:19: tensor_split sums to 0.800",
         "10:5: `id` is given twice (first in line 6)",
-        "11:16: `port` should be less than or equal to 65535",
+        "11:16: `port` should be less than or equal to 65534",
         "11:23: unknown field `prot`",
         "12:15: `sha256` is missing",
     ):

@@ -1,7 +1,7 @@
 """Test double: a `Gateway` that lives in memory and is scripted by the test. It serves no model."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from contracts.api import Admission, End, Started, TaskStatus
 from contracts.engine import GenerateRequest
@@ -63,7 +63,13 @@ class FakeGateway:
             raise OrchError(ErrorInfo("TASK_ID_CONFLICT", "The task_id is taken.", task.engine, retriable=False))
         return known.admission
 
-    async def stream(self, task_id: str, tenant: str, after: int = -1) -> AsyncIterator[StreamEvent]:
+    async def open(
+        self, task: TaskInfo, request: GenerateRequest, after: int = -1
+    ) -> tuple[Admission, AsyncGenerator[StreamEvent]]:
+        admission = await self.submit(task, request)
+        return admission, self.stream(task.task_id, task.tenant, after)
+
+    async def stream(self, task_id: str, tenant: str, after: int = -1) -> AsyncGenerator[StreamEvent]:
         task = self._find(task_id, tenant)
         self.streams_open += 1
         told = 0
