@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from benchmarks.load import Result, Target
+from benchmarks.load import Result
 
 #: Columns of CPU time, in the order in which a request passes them.
 CPU_GROUPS: Final = ("driver", "haproxy", "ingress", "scheduler", "replica", "engine", "ray")
@@ -24,7 +24,7 @@ class Row(msgspec.Struct, frozen=True):
 
     pace: str
     streams: int
-    target: Target
+    side: str
     requests: int
     requests_per_s: float
     tokens_per_s: float
@@ -37,7 +37,7 @@ class Row(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        return f"{self.pace}/{self.streams}/{self.target}"
+        return f"{self.pace}/{self.streams}/{self.side}"
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
@@ -48,7 +48,7 @@ def percentile(samples: Sequence[float], share: float) -> float:
 
 
 def make_row(
-    pace: str, streams: int, target: Target, samples: Sequence[Sample], direct: Sequence[Sample] | None = None
+    pace: str, streams: int, side: str, samples: Sequence[Sample], direct: Sequence[Sample] | None = None
 ) -> Row:
     """Summarize the repetitions of one side. `direct` holds those that ran beside them, in the same order.
 
@@ -68,7 +68,7 @@ def make_row(
     return Row(
         pace=pace,
         streams=streams,
-        target=target,
+        side=side,
         requests=sum(result.requests for result in results),
         requests_per_s=statistics.median(result.requests / result.seconds for result in results),
         tokens_per_s=statistics.median(_rate(result) for result in results),
@@ -99,14 +99,13 @@ def _foreign_cpu(samples: Sequence[Sample]) -> float:
 
 
 def figures(rows: Sequence[Row]) -> dict[str, float]:
-    """What limits can be set on, by name: `pace/streams/target/quantity` (`admission/connections/quantity`)."""
+    """What limits can be set on, by name: `pace/streams/side/quantity`."""
     found: dict[str, float] = {}
     for row in rows:
-        name = row.name.removesuffix("/admit")
         for quantity in ("requests_per_s", "tokens_per_s", "tokens_ratio", "ttft_added_ms"):
             value = getattr(row, quantity)
             if value is not None:
-                found[f"{name}/{quantity}"] = value
+                found[f"{row.name}/{quantity}"] = value
     return found
 
 

@@ -26,6 +26,14 @@ log = structlog.get_logger(__name__)
 PROGRESS_INTERVAL_S: Final = 0.25
 #: Ended attempts whose tokens can still be subscribed to here; later readers ask the scheduler.
 ENDED_KEPT_MAX: Final = 64
+#: Scheduler tells ingress and replica of a start at the same time, and the ingress may be faster:
+#: how many subscriptions wait for their attempt's start, and how long.
+EARLY_MAX: Final = 1024
+EARLY_WAIT_S: Final = 0.1
+
+#: Attempts that subscriptions may wait for, and for how long, before they are told "unknown".
+EARLY_MAX: Final = 1024
+EARLY_WAIT_S: Final = 2.0
 
 Result = Literal["finished", "stopped", "failed"]
 
@@ -67,6 +75,8 @@ class ReplicaService:
         self._flow = flow
         self._running: dict[str, Attempt] = {}
         self._ended: OrderedDict[tuple[str, int], Transcript] = OrderedDict()
+        self._early: dict[tuple[str, int], list[tuple[Connection, wire.Subscribe]]] = {}
+        self._early: dict[tuple[Connection, int], wire.Subscribe] = {}
         self._dirty: dict[Transcript, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.broken = asyncio.Event()
@@ -76,7 +86,13 @@ class ReplicaService:
     def start(self, message: wire.StartAttempt) -> None:
         attempt = Attempt(message.task_id, message.attempt)
         self._running[message.task_id] = attempt
+        for connection, subscribe in self._early.pop((message.task_id, message.attempt), ()):
+            self.subscribe(connection, subscribe)
         attempt.task = self._spawn(self._run(attempt, message.payload))
+        for key, early in list(self._early.items()):
+            if early.task_id == message.task_id and early.attempt == message.attempt:
+                del self._early[key]
+                self.subscribe(key[0], early)
 
     async def _run(self, attempt: Attempt, payload: bytes) -> None:
         try:
@@ -198,10 +214,17 @@ class ReplicaService:
             transcript: Transcript | None = attempt.transcript
         else:
             transcript = self._ended.get((message.task_id, message.attempt))
-        if transcript is None or message.first > len(transcript.texts):
+        if transcript is not None and message.first <= len(transcript.texts):
+            self._flow.subscribe(transcript, connection, message.sid, message.first, message.credit)
+        elif transcript is None and len(self._early) < EARLY_MAX:
+            self._early[connection, message.sid] = message
+            asyncio.get_running_loop().call_later(EARLY_WAIT_S, self._give_up, connection, message.sid)
+        else:
             connection.send(wire.StreamOver(message.sid, "unknown"))
-            return
-        self._flow.subscribe(transcript, connection, message.sid, message.first, message.credit)
+
+    def _give_up(self, connection: Connection, sid: int) -> None:
+        if self._early.pop((connection, sid), None) is not None:
+            connection.send(wire.StreamOver(sid, "unknown"))
 
     # ----------------------------------------------------------------------- running
 

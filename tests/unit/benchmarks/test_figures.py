@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from benchmarks.limits import LIMITS_FILE, Limit, load_limits, shortfalls
-from benchmarks.load import Result, Target
+from benchmarks.load import Result
 from benchmarks.processes import CpuMeter, Reading, descendants, group_of, parse_stat
 from benchmarks.report import Row, Sample, figures, make_row, percentile, table
 
@@ -19,10 +19,10 @@ def sample(seconds: float, tokens: int, first_token_ms: list[float], **cpu_s: fl
     return Sample(result, {"machine": 0.0, **cpu_s})
 
 
-def row(target: Target = "one_call") -> Row:
+def row(side: str = "one_call") -> Row:
     own = [sample(2.0, 100, [4.0, 5.0, 9.0], engine=0.5, machine=2.5), sample(1.0, 100, [6.0, 6.0, 6.0], engine=0.5)]
     direct = [sample(1.0, 100, [1.0, 1.0, 1.0]), sample(1.0, 100, [3.0, 3.0, 3.0])]
-    return make_row("burst", 2, target, own, direct)
+    return make_row("burst", 2, side, own, direct)
 
 
 def test_percentile_is_the_nearest_rank() -> None:
@@ -43,11 +43,11 @@ def test_a_row_pairs_neighbours() -> None:
 
 
 def test_figures_and_table_name_the_rows() -> None:
-    admission = make_row("admission", 16, "admit", [Sample(Result(2.0, 10, 0, [], 0.0, 0, []), {"machine": 0.0})])
+    admission = make_row("admission", 16, "queued", [Sample(Result(2.0, 10, 0, [], 0.0, 0, []), {"machine": 0.0})])
     found = figures([row(), admission])
     assert found["burst/2/one_call/tokens_ratio"] == 0.75
-    assert found["admission/16/requests_per_s"] == 5
-    assert "admission/16/tokens_ratio" not in found
+    assert found["admission/16/queued/requests_per_s"] == 5
+    assert "admission/16/queued/tokens_ratio" not in found
     lines = table([row(), admission]).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[1].startswith("burst/2/one_call")
