@@ -16,7 +16,7 @@ _VERSION: Final = "11434.0.0"
 _BUILD_NUMBER: Final = _VERSION.partition(".")[0]
 _BINARY: Final = Path("bin", "llama-server")
 #: Part of the cache folder's name; raised whenever the options below change what is computed.
-_RECIPE: Final = "r1"
+_RECIPE: Final = "r2"
 _DISK_BYTES_NEEDED: Final = 1_500_000_000
 
 _OPTIONS: Final = (
@@ -29,6 +29,7 @@ _OPTIONS: Final = (
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",
+    f"-DCMAKE_PROJECT_INCLUDE={Path(__file__).with_name('lighten.cmake')}",
 )
 _NINJA_STEP: Final = re.compile(r"^\[(\d+)/(\d+)\] (.*)")
 

@@ -30,7 +30,10 @@ class SlotTable:
         if not self._free:
             return None
         head = prompt[:_PREFIX_CHARS]
-        slot = max(self._free, key=lambda s: _shared_prefix(head, self._prefix[s]))
+        # A whole match cannot be bettered, and is what a repeated prompt finds.
+        slot = next((s for s in self._free if self._prefix[s].startswith(head)), None)
+        if slot is None:
+            slot = max(self._free, key=lambda s: _shared_prefix(head, self._prefix[s]))
         self._free.remove(slot)
         self._prefix[slot] = head
         return slot

@@ -26,12 +26,8 @@ log = structlog.get_logger(__name__)
 PROGRESS_INTERVAL_S: Final = 0.25
 #: Ended attempts whose tokens can still be subscribed to here; later readers ask the scheduler.
 ENDED_KEPT_MAX: Final = 64
-#: Scheduler tells ingress and replica of a start at the same time, and the ingress may be faster:
-#: how many subscriptions wait for their attempt's start, and how long.
-EARLY_MAX: Final = 1024
-EARLY_WAIT_S: Final = 0.1
-
-#: Attempts that subscriptions may wait for, and for how long, before they are told "unknown".
+#: Subscriptions that may wait for their attempt's start, and for how long, before they are told
+#: "unknown": the scheduler tells ingress and replica at the same time, and the ingress may be faster.
 EARLY_MAX: Final = 1024
 EARLY_WAIT_S: Final = 2.0
 
@@ -75,7 +71,6 @@ class ReplicaService:
         self._flow = flow
         self._running: dict[str, Attempt] = {}
         self._ended: OrderedDict[tuple[str, int], Transcript] = OrderedDict()
-        self._early: dict[tuple[str, int], list[tuple[Connection, wire.Subscribe]]] = {}
         self._early: dict[tuple[Connection, int], wire.Subscribe] = {}
         self._dirty: dict[Transcript, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,8 +81,6 @@ class ReplicaService:
     def start(self, message: wire.StartAttempt) -> None:
         attempt = Attempt(message.task_id, message.attempt)
         self._running[message.task_id] = attempt
-        for connection, subscribe in self._early.pop((message.task_id, message.attempt), ()):
-            self.subscribe(connection, subscribe)
         attempt.task = self._spawn(self._run(attempt, message.payload))
         for key, early in list(self._early.items()):
             if early.task_id == message.task_id and early.attempt == message.attempt:

