@@ -144,8 +144,9 @@ class Bench:
         direct = side.target == "direct"
         port = self._direct_ports[pool] if direct else self._doors[side.door]
         spread_ms = STREAM_MS if pool == "paced" else 0
-        before = self._meter.read()
+        before, begun = self._meter.read(), time.monotonic()
         result = self._driver.run(Job(side.target, port, f"fake-{pool}", streams, requests, tokens, spread_ms, KEY))
+        wall_s = time.monotonic() - begun
         cpu_s = self._meter.read().since(before)
         if direct:
             cpu_s["engine"] = cpu_s["direct engine"]  # the service's stands idle
@@ -153,7 +154,7 @@ class Bench:
         if result.violations:
             what = f"{pool}/{streams}/{side.name}: {result.violations} of {requests}"
             self.violations += [f"{what}: {told}" for told in result.told]
-        return Sample(result, cpu_s)
+        return Sample(result, cpu_s, wall_s)
 
     def compare(self, case: Case) -> list[Row]:
         """All sides of one case in turn; the turn's first changes with each repetition."""

@@ -13,10 +13,11 @@ CPU_GROUPS: Final = ("driver", "haproxy", "ingress", "scheduler", "replica", "en
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One repetition: what the driver measured, and CPU seconds meanwhile by process group."""
+    """One repetition: what the driver measured, CPU seconds meanwhile by process group, and how long that was."""
 
     result: Result
     cpu_s: dict[str, float]
+    wall_s: float
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -95,7 +96,7 @@ def _foreign_cpu(samples: Sequence[Sample]) -> float:
     """Processors kept busy by whom we did not start, on average: what else the machine did meanwhile."""
     machine = sum(sample.cpu_s["machine"] for sample in samples)
     ours = sum(sum(sample.cpu_s.values()) for sample in samples) - machine
-    return max(0.0, (machine - ours) / sum(sample.result.seconds for sample in samples))
+    return max(0.0, (machine - ours) / sum(sample.wall_s for sample in samples))
 
 
 def figures(rows: Sequence[Row]) -> dict[str, float]:

@@ -8,11 +8,10 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
-import aiohttp
-
 from adapters.child import ChildProcess
 from adapters.errors import engine_error
 from adapters.llamacpp.client import LlamaClient
+from adapters.llamacpp.exchange import CompletionStream
 from adapters.llamacpp.protocol import ENGINE, worker_reset
 from adapters.llamacpp.slots import SlotTable
 from contracts.engine import EngineError
@@ -31,7 +30,7 @@ class Attempt:
     def __init__(self, key: str) -> None:
         self.key = key
         self.slot: int | None = None
-        self.response: aiohttp.ClientResponse | None = None
+        self.response: CompletionStream | None = None
         self.finished = False
         self.canceled = False
         self.ended = False
@@ -54,7 +53,7 @@ class Attempt:
         finally:
             self._step = None
 
-    async def keep(self, opening: Coroutine[Any, Any, aiohttp.ClientResponse]) -> aiohttp.ClientResponse:
+    async def keep(self, opening: Coroutine[Any, Any, CompletionStream]) -> CompletionStream:
         """Await a response and hold on to it, so that it gets closed whatever becomes of the waiting."""
         try:
             self.response = await opening

@@ -6,6 +6,7 @@ from typing import Any, Final
 import aiohttp
 
 from adapters.llamacpp import protocol
+from adapters.llamacpp.exchange import CompletionStream, open_stream
 from adapters.llamacpp.protocol import worker_reset
 
 _CALL_TIMEOUT_S: Final = 10.0
@@ -19,6 +20,8 @@ class LlamaClient:
     def __init__(self, socket_path: Path, api_key: str) -> None:
         # A fresh connection per request: the engine drops idle ones after seconds, and a POST that
         # meets such a drop must not be repeated blindly.
+        self._socket_path = socket_path
+        self._api_key = api_key
         self._session = aiohttp.ClientSession(
             base_url="http://engine",
             connector=aiohttp.UnixConnector(path=str(socket_path), limit=0, force_close=True),
@@ -58,19 +61,21 @@ class LlamaClient:
         """The prompt that the model's own chat template makes of `messages`."""
         return protocol.decode_templated(await self._call("POST", "/apply-template", {"messages": messages})).prompt
 
-    async def open_completion(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
+    async def open_completion(self, body: dict[str, Any]) -> CompletionStream:
         """Start a completion and return once its slot works on it; the caller closes the response."""
         try:
-            response = await self._session.post("/completion", data=protocol.encode(body))
-            if response.status == 200:
-                return response
+            stream = await open_stream(self._socket_path, "/completion", self._api_key, protocol.encode(body))
+            if stream.status == 200:
+                return stream
             try:
-                refusal = await response.read()
+                refusal = b""
+                while part := await stream.read():
+                    refusal += part
             finally:
-                response.close()
-        except (aiohttp.ClientError, OSError) as error:
+                stream.close()
+        except OSError as error:
             raise worker_reset("the engine closed the connection before it answered") from error
-        raise protocol.error_of_response(response.status, refusal)
+        raise protocol.error_of_response(stream.status, refusal)
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
         data = None if body is None else protocol.encode(body)

@@ -2,16 +2,16 @@
 
 from collections.abc import AsyncIterator
 
-import aiohttp
 import msgspec
 
 from adapters.llamacpp.attempts import Attempt
+from adapters.llamacpp.exchange import CompletionStream
 from adapters.llamacpp.protocol import Frame, decode_frame, error_of, finish_of, worker_reset
 from adapters.sse import SseOverflowError, SseSplitter
 from contracts.engine import Chunk, Finish
 
 
-async def read_completion(attempt: Attempt, response: aiohttp.ClientResponse) -> AsyncIterator[Chunk | Finish]:
+async def read_completion(attempt: Attempt, response: CompletionStream) -> AsyncIterator[Chunk | Finish]:
     """Chunks, then one `Finish`. Ends without it only when the attempt is canceled (ORCH-3026).
 
     A frame is not a token: the tokens of a chunk are counted by how far the engine's own count
@@ -41,10 +41,10 @@ async def read_completion(attempt: Attempt, response: aiohttp.ClientResponse) ->
                 return
 
 
-async def _read(attempt: Attempt, response: aiohttp.ClientResponse) -> bytes:
+async def _read(attempt: Attempt, response: CompletionStream) -> bytes:
     try:
-        return await response.content.readany()
-    except (aiohttp.ClientError, OSError) as error:
+        return await response.read()
+    except OSError as error:
         if attempt.canceled:
             return b""
         raise worker_reset("the engine's stream broke") from error

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, cast
 
-import aiohttp
 import pytest
 
 from adapters.llamacpp.attempts import Attempt
@@ -31,11 +30,7 @@ class Content:
         self._chunks = list(chunks)
         self._attempt = attempt
 
-    @property
-    def content(self) -> "Content":
-        return self
-
-    async def readany(self) -> bytes:
+    async def read(self) -> bytes:
         chunk = self._chunks.pop(0) if self._chunks else b""
         if isinstance(chunk, Exception):
             raise chunk
@@ -75,7 +70,7 @@ async def test_tokens_that_only_the_last_frame_counts_are_not_lost() -> None:
     [
         ([EMOJI], "WORKER_RESET"),
         ([EMOJI, (LAST % 3)[:-10]], "WORKER_RESET"),
-        ([EMOJI, aiohttp.ClientPayloadError("cut")], "WORKER_RESET"),
+        ([EMOJI, ConnectionError("cut")], "WORKER_RESET"),
         ([EMOJI, ConnectionResetError()], "WORKER_RESET"),
         ([EMOJI, b"data: {garbage}\n\n"], "WORKER_RESET"),
         ([EMOJI, b'data: {"content":5}\n\n'], "WORKER_RESET"),
@@ -106,4 +101,4 @@ async def test_no_chunk_follows_a_cancel() -> None:
 async def test_a_broken_connection_after_a_cancel_is_no_error() -> None:
     attempt = Attempt("a")
     attempt.stop()
-    assert await read(aiohttp.ClientConnectionError(), attempt=attempt) == []
+    assert await read(ConnectionError(), attempt=attempt) == []

@@ -16,7 +16,7 @@ from benchmarks.report import Row, Sample, figures, make_row, percentile, table
 
 def sample(seconds: float, tokens: int, first_token_ms: list[float], **cpu_s: float) -> Sample:
     result = Result(seconds, len(first_token_ms), tokens, first_token_ms, 0.0, 0, [])
-    return Sample(result, {"machine": 0.0, **cpu_s})
+    return Sample(result, {"machine": 0.0, **cpu_s}, seconds)
 
 
 def row(side: str = "one_call") -> Row:
@@ -43,7 +43,7 @@ def test_a_row_pairs_neighbours() -> None:
 
 
 def test_figures_and_table_name_the_rows() -> None:
-    admission = make_row("admission", 16, "queued", [Sample(Result(2.0, 10, 0, [], 0.0, 0, []), {"machine": 0.0})])
+    admission = make_row("admission", 16, "queued", [Sample(Result(2.0, 10, 0, [], 0.0, 0, []), {"machine": 0.0}, 2.0)])
     found = figures([row(), admission])
     assert found["burst/2/one_call/tokens_ratio"] == 0.75
     assert found["admission/16/queued/requests_per_s"] == 5
