@@ -27,7 +27,7 @@ run: $(VENV)/.stamp-runtime
 	@exec $(BIN)/llorch run $(ARGS)
 
 test: $(VENV)/.stamp-dev
-	@$(BIN)/python -m adapters.llamacpp.provision
+	@$(BIN)/python -m adapters.llamacpp
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.stamp-dev

@@ -4,12 +4,11 @@ Order: the configured path alone where there is one; else `llama-server` on PATH
 wheel where the CPU can run it, a build from source. Each is tried before it is chosen, so that a
 crash is a reason in a message and never how somebody finds out.
 
-`python -m adapters.llamacpp.provision` does it ahead of time and prints the path.
+`python -m adapters.llamacpp` does it ahead of time and prints the path.
 """
 
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
@@ -23,7 +22,6 @@ from adapters.llamacpp.progress import Progress, Report, UnusableError, silent
 from adapters.llamacpp.protocol import ENGINE
 from adapters.llamacpp.smoke import offload_devices, why_unusable
 from adapters.llamacpp.wheel import install_wheel
-from contracts.engine import EngineError
 
 Accelerator = Literal["gpu", "cpu-dev"]
 Locate = Callable[[], Path]
@@ -105,29 +103,3 @@ def _try(path: Path, accelerator: Accelerator) -> None:
         raise UnusableError(reason)
     if accelerator == "gpu" and not offload_devices(path, env):
         raise UnusableError("it finds no GPU that it can use")
-
-
-def _print_progress(progress: Progress) -> None:
-    """One line a phase; counted phases overwrite their line on a terminal and print every 20th step elsewhere."""
-    if progress.total <= 1:
-        print(f"llama-server: {progress.phase}: {progress.detail}", file=sys.stderr)
-        return
-    text = f"llama-server: {progress.phase} {progress.done}/{progress.total} {progress.detail[:40]:<40}"
-    last = progress.done == progress.total
-    if sys.stderr.isatty():
-        print(text, end="\n" if last else "\r", file=sys.stderr, flush=True)
-    elif last or progress.done % 20 == 0:
-        print(text.rstrip(), file=sys.stderr, flush=True)
-
-
-def main() -> int:
-    try:
-        print(find_engine(report=_print_progress))
-    except EngineError as error:
-        print(error.info.message, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,6 +18,7 @@ from contracts import messages as wire
 from contracts import scheduling as ev
 from contracts.engine import EngineAdapter, EngineError, EngineSpec, Finish, GenerateRequest
 from contracts.errors import ErrorCode, ErrorInfo
+from orchestrator.cluster.attempt import Attempt, outcome_of
 from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.transcript import TokenFlow, Transcript
 
@@ -26,6 +27,8 @@ log = structlog.get_logger(__name__)
 PROGRESS_INTERVAL_S: Final = 0.25
 #: Ended attempts whose tokens can still be subscribed to here; later readers ask the scheduler.
 ENDED_KEPT_MAX: Final = 64
+#: Older ended attempts are still known by name: a subscription to one must not wait for its start.
+GONE_KEPT_MAX: Final = 4096
 #: Subscriptions that may wait for their attempt's start, and for how long, before they are told
 #: "unknown": the scheduler tells ingress and replica at the same time, and the ingress may be faster.
 EARLY_MAX: Final = 1024
@@ -40,27 +43,6 @@ _REQUEST: Final = msgspec.msgpack.Decoder(GenerateRequest)
 Report = Callable[[msgspec.Struct], None]
 
 
-class Attempt:
-    """One run of one task on this replica."""
-
-    __slots__ = ("ended", "first_ns", "last_ns", "number", "reported", "started_ns", "task", "task_id", "transcript")
-
-    def __init__(self, task_id: str, number: int) -> None:
-        self.task_id = task_id
-        self.number = number
-        self.transcript = Transcript()
-        self.started_ns = time.monotonic_ns()
-        self.first_ns = 0
-        self.last_ns = 0
-        self.reported = 0
-        self.ended = False
-        self.task: asyncio.Task[None] | None = None
-
-    @property
-    def key(self) -> str:
-        return f"{self.task_id}/{self.number}"
-
-
 class ReplicaService:
     """Runs attempts on one ready engine. Made anew for every launch of the engine's process."""
 
@@ -71,6 +53,7 @@ class ReplicaService:
         self._flow = flow
         self._running: dict[str, Attempt] = {}
         self._ended: OrderedDict[tuple[str, int], Transcript] = OrderedDict()
+        self._gone: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._early: dict[tuple[Connection, int], wire.Subscribe] = {}
         self._dirty: dict[Transcript, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -162,11 +145,13 @@ class ReplicaService:
         self._report(wire.AttemptTranscript(attempt.task_id, attempt.number, tokens))
         self._report(ended)
         transcript.result = result
-        transcript.over = _outcome(ended)
+        transcript.over = outcome_of(ended)
         self._flow.flush([transcript])
         self._ended[attempt.task_id, attempt.number] = transcript
         while len(self._ended) > ENDED_KEPT_MAX:
-            self._ended.popitem(last=False)
+            self._gone[self._ended.popitem(last=False)[0]] = None
+        while len(self._gone) > GONE_KEPT_MAX:
+            self._gone.popitem(last=False)
 
     async def _release(self, attempt: Attempt, *, check: bool = False) -> None:
         """Wait until the engine let go of the slot; an engine that does not is broken.
@@ -202,14 +187,15 @@ class ReplicaService:
     # -------------------------------------------------------------------- subscribers
 
     def subscribe(self, connection: Connection, message: wire.Subscribe) -> None:
+        key = (message.task_id, message.attempt)
         attempt = self._running.get(message.task_id)
         if attempt is not None and attempt.number == message.attempt:
             transcript: Transcript | None = attempt.transcript
         else:
-            transcript = self._ended.get((message.task_id, message.attempt))
+            transcript = self._ended.get(key)
         if transcript is not None and message.first <= len(transcript.texts):
             self._flow.subscribe(transcript, connection, message.sid, message.first, message.credit)
-        elif transcript is None and len(self._early) < EARLY_MAX:
+        elif transcript is None and key not in self._gone and len(self._early) < EARLY_MAX:
             self._early[connection, message.sid] = message
             asyncio.get_running_loop().call_later(EARLY_WAIT_S, self._give_up, connection, message.sid)
         else:
@@ -247,17 +233,3 @@ class ReplicaService:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(self._adapter.cancel(key) for key in keys), return_exceptions=True)
-
-
-def _outcome(ended: ev.AttemptEnded) -> ev.Outcome:
-    """The outcome a finished attempt is; the scheduler's core derives the same from its report."""
-    return ev.Outcome(
-        state="finished" if ended.result == "finished" else "failed",
-        tokens_in=ended.tokens_in,
-        tokens_out=ended.tokens_out,
-        tokens_cached=ended.tokens_cached,
-        decode_ms=(ended.decode_ns + 500_000) // 1_000_000,
-        finish_reason=ended.finish_reason,
-        stop_sequence=ended.stop_sequence,
-        error=ended.error,
-    )

@@ -7,10 +7,9 @@ from contextlib import suppress
 import msgspec
 import structlog
 
-from contracts.api import Admission
 from contracts.errors import ErrorInfo, OrchError
 from contracts.gateway import EventSource, Gateway
-from contracts.scheduling import TaskInfo
+from orchestrator.ingress.admission_log import log_admission, log_refusal
 from orchestrator.ingress.auth import Authenticator
 from orchestrator.ingress.docs import Documents
 from orchestrator.ingress.errors import error_reply, internal, log_failure, refuse
@@ -132,14 +131,14 @@ class Ingress:
             else:
                 admission = await self._gateway.submit(task, submission.request)
         except OrchError as error:
-            _log_refusal(task, error.info)
+            log_refusal(task, error.info)
             raise
         except asyncio.CancelledError:
             # The submission may be on its way already; whoever asked for one call has left it.
             if one_call:
                 self._departures.left(task.task_id, task.tenant, request.correlation_id)
             raise
-        _log_admission(task, admission)
+        log_admission(task, admission)
         headers: Headers = [(b"location", b"%b/%b" % (_TASKS.encode(), task.task_id.encode()))]
         if events is None:
             return Reply(202, _encode(admission), headers=headers)
@@ -221,33 +220,3 @@ def _wrong_method(methods: dict[str, Handler] | dict[str, TaskHandler]) -> Reply
     reply = error_reply(info)
     reply.headers.append((b"allow", allowed.encode()))
     return reply
-
-
-def _log_admission(task: TaskInfo, admission: Admission) -> None:
-    """ORCH-3029, OC-CTRL-2050."""
-    _log.info(
-        "task_admitted",
-        job_id=task.task_id,
-        session_id=task.session_id,
-        tenant=task.tenant,
-        engine=task.engine,
-        priority=task.priority,
-        deadline_ms=task.deadline_ms,
-        queue_position=admission.queue_position,
-        predicted_start_ms=admission.predicted_start_ms,
-        correlation_id=task.correlation_id,
-    )
-
-
-def _log_refusal(task: TaskInfo, info: ErrorInfo) -> None:
-    _log.info(
-        "task_refused",
-        job_id=task.task_id,
-        session_id=task.session_id,
-        tenant=task.tenant,
-        engine=task.engine,
-        priority=task.priority,
-        deadline_ms=task.deadline_ms,
-        code=info.code,
-        correlation_id=task.correlation_id,
-    )

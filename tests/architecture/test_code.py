@@ -16,7 +16,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 #: Writing to the terminal is what these are for.
 TERMINAL = (
     "orchestrator/cli",
-    "adapters/llamacpp/provision.py",
+    "adapters/llamacpp/__main__.py",
     "contracts/generate.py",
     "adapters/testing/fake_llama_server.py",
 )

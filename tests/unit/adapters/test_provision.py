@@ -230,7 +230,7 @@ def test_the_requirement_files_are_hashed_and_name_no_host(root: Path) -> None:
 def test_the_command_prints_the_path(tmp_path: Path, root: Path) -> None:
     found = binary(tmp_path / "path" / "llama-server")
     done = subprocess.run(
-        [sys.executable, "-m", "adapters.llamacpp.provision"],
+        [sys.executable, "-m", "adapters.llamacpp"],
         env={"PATH": str(found.parent), "PYTHONPATH": str(root), "LLORCH_CACHE_DIR": str(tmp_path)},
         cwd=root,
         capture_output=True,
