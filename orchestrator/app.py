@@ -126,7 +126,7 @@ def deploy(config: Config, *, port: int) -> Service:
 @contextlib.contextmanager
 def local_service(config: Config, *, port: int) -> Iterator[Service]:
     """A Ray cluster of its own with the service on it, ended on the way out."""
-    with tempfile.TemporaryDirectory(prefix="llorch-") as directory:
+    with tempfile.TemporaryDirectory(prefix="llorch-", ignore_cleanup_errors=True) as directory:
         prepare(Path(directory))
         with local_ray():
             service = deploy(config, port=port)

@@ -12,6 +12,8 @@ from contracts.messages import Endpoint
 from orchestrator.cluster.connection import ChannelError, Connection, Role
 
 CONNECT_TIMEOUT_S: Final = 5.0
+#: Environment variable: where this run of the service keeps its sockets; unset: the host's temporary folder.
+RUN_FOLDER: Final = "LLORCH_RUN_DIR"
 
 
 class ChannelServer:
@@ -35,7 +37,8 @@ class ChannelServer:
     async def start(self, node_id: str, host: str) -> Endpoint:
         """Listen and return where; `host` is the address of this node that others reach."""
         loop = asyncio.get_running_loop()
-        self._directory = tempfile.TemporaryDirectory(prefix="llorch-")
+        # Actors are killed, not closed: whoever set the run's folder removes what they leave.
+        self._directory = tempfile.TemporaryDirectory(prefix="channel-", dir=os.environ.get(RUN_FOLDER))
         path = os.path.join(self._directory.name, "channel.sock")
         # The directory is 0700 from its creation, so the socket is private before its own mode is set.
         self._servers.append(await loop.create_unix_server(self._accept, path))

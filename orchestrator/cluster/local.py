@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from orchestrator.cluster.channel import RUN_FOLDER
+
 #: One HAProxy per node in front of the ingress replicas' own listeners; Serve's Python proxy costs
 #: 6 to 8 ms a request and stops near 200 requests a second.
 THROUGHPUT_ENVIRONMENT: Final = {
@@ -42,6 +44,7 @@ def prepare(directory: Path) -> None:
     What the caller's environment already sets is left alone. `directory` must stay short: Unix
     socket paths end at 108 bytes.
     """
+    os.environ[RUN_FOLDER] = str(directory)
     stats_port, metrics_port = free_ports(2)
     own = {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
