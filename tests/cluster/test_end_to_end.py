@@ -34,9 +34,10 @@ def test_a_task_is_admitted_started_streamed_and_ended(service: Service) -> None
     assert started["accelerator"] == "cpu-dev"
     assert text_of(events)
     assert events[-1][0] == "end"
-    assert events[-1][1]["tokens_out"] == 24
+    tokens = sum(name == "token" for name, _ in events)
+    assert 1 <= tokens == events[-1][1]["tokens_out"] <= 24
     status = service.status(body["task_id"])
-    assert (status["state"], status["tokens_out"], status["tokens_in"]) == ("finished", 24, 5)
+    assert (status["state"], status["tokens_out"], status["tokens_in"]) == ("finished", tokens, 5)
 
 
 @pytest.mark.req("ORCH-3045", "ORCH-3046", "ORCH-3058", "ORCH-3050")

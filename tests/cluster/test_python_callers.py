@@ -51,7 +51,7 @@ def test_submit_stream_status_and_cancel_through_the_handle(service: Service) ->
     assert admission["task_id"] == body["task_id"]
     text = text_of([(event["event"], event["data"]) for event in events])
     assert status["state"] == "finished"
-    assert status["tokens_out"] == 12
+    assert status["tokens_out"] == sum(event["event"] == "token" for event in events) >= 1
     assert refused == "INVALID_PARAMS"
     # The same task by HTTP, under another id, gives the same text.
     seed = next(event["data"]["seed"] for event in events if event["event"] == "started")

@@ -24,6 +24,7 @@ STARTED = {
     "attempt": 1,
     "sampler_profile_version": "v1",
     "queue_time_ms": 1,
+    "kv_warmth": False,
 }
 
 
@@ -98,6 +99,7 @@ def application(script: Script) -> web.Application:
         id_ = request.match_info["id"]
         return web.json_response(
             {"task_id": id_, "state": "running", "engine": "llamacpp", "model_ref": "m", "priority": "batch"}
+            | {"attempt": 1, "tokens_in": 0, "tokens_out": 0, "decode_ms": 0}
         )
 
     async def readyz(_: web.Request) -> web.Response:
