@@ -10,7 +10,6 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -24,12 +23,13 @@ from adapters.llamacpp.progress import Progress
 from adapters.llamacpp.provision import find_engine
 from contracts.config import Config, KeyConfig, PoolConfig
 from contracts.engine import EngineError
+from orchestrator import orphans
 from orchestrator.app import Service, balanced_port, local_service
 from orchestrator.configfile import LoadedConfig
 
 READY_POLL_S: Final = 0.3
+ORPHANS_TIMEOUT_S: Final = 10.0
 FAILED: Final = 1
-INTERRUPTED: Final = 130
 
 
 class CannotStartError(Exception):
@@ -40,47 +40,66 @@ class _Stop(BaseException):
     """SIGINT or SIGTERM arrived; unwinds the start-up wherever it is."""
 
 
+class _Signals:
+    """Raises `_Stop` for the first SIGINT or SIGTERM; more must not interrupt the clean-up that follows."""
+
+    def __init__(self) -> None:
+        self.arrived = False
+
+    def take(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        if not self.arrived:
+            self.arrived = True
+            raise _Stop
+
+
 def run_local(loaded: LoadedConfig, *, port: int | None, dev_file: Path) -> int:
-    """Serve until SIGINT or SIGTERM; returns the exit status. Leaves no process behind.
+    """Serve until SIGINT or SIGTERM, then end the process; returns a status only if it cannot start.
 
     Without keys in the configuration a key is made for this run. URL and key go to `dev_file`
     (mode 0600) for scripts, and the file goes when the service does.
     """
     console = Console(stderr=True, highlight=False)
-    with _signals_raise():
-        try:
-            config, key = _with_key(loaded.config)
-            config = _with_engines(config, console)
-            _serve(config, key, port or config.server.port, dev_file, console)
-        except (EngineError, CannotStartError) as failed:
-            why = failed.info.message if isinstance(failed, EngineError) else str(failed)
-            console.print(f"cannot start: {why}", style="red", markup=False)
-            return FAILED
-        except _Stop:
-            console.print("stopped; nothing is left running")
-    return 0
+    signals = _Signals()
+    signals.take()
+    orphans.adopt()
+    try:
+        config, key = _with_key(loaded.config)
+        config = _with_engines(config, console)
+        _serve(config, key, port or config.server.port, dev_file, console, signals)
+    except (EngineError, CannotStartError) as failed:
+        why = failed.info.message if isinstance(failed, EngineError) else str(failed)
+        console.print(f"cannot start: {why}", style="red", markup=False)
+        return FAILED
+    except BaseException:
+        # Ray's compiled parts may turn the signal's exception into one of their own.
+        if not signals.arrived:
+            raise
+    finally:
+        orphans.end_all(ORPHANS_TIMEOUT_S)
+    console.print("stopped; nothing is left running")
+    # Ray's exit handlers have nothing left to end, and crash on what is gone when its start was interrupted.
+    os._exit(0)
 
 
-def _serve(config: Config, key: str, port: int, dev_file: Path, console: Console) -> None:
+def _serve(config: Config, key: str, port: int, dev_file: Path, console: Console, signals: _Signals) -> None:
     _check_free(port, balanced_port(config, port))
     console.print("starting Ray, the scheduler and the ingress (10 to 40 seconds)")
     with contextlib.ExitStack() as running:
-        # First in, last out: signals are ours again once Ray, which takes SIGTERM, is up.
         service = running.enter_context(local_service(config, port=port))
-        with _signals_raise():
-            try:
-                running.callback(_write_dev_file(dev_file, service, key).unlink, missing_ok=True)
-                _wait_ready(service.url, console)
-                _print_welcome(service, key, console)
-                while True:
-                    signal.pause()
-            except _Stop:
-                console.print("stopping")
-                # A second signal must not interrupt the clean-up and leave processes behind.
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                running.close()
-                raise
+        signals.take()  # once more: Ray has taken SIGTERM for itself
+        running.callback(_write_dev_file(dev_file, service, key).unlink, missing_ok=True)
+        _wait_ready(service.url, console)
+        _print_welcome(service, key, console)
+        try:
+            while True:
+                signal.pause()
+        except _Stop:
+            console.print("stopping")
+            raise
 
 
 def _check_free(*ports: int) -> None:
@@ -94,19 +113,6 @@ def _check_free(*ports: int) -> None:
                 raise CannotStartError(
                     f"port {port} is in use ({taken.strerror}); choose another with --port"
                 ) from taken
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise _Stop
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _with_key(config: Config) -> tuple[Config, str]:

@@ -131,7 +131,7 @@ def finish_of(frame: Frame) -> Finish:
 
 def worker_reset(message: str) -> EngineError:
     """The engine broke off; the same task can be run again elsewhere."""
-    return engine_error("WORKER_RESET", message, engine=ENGINE, retriable=True)
+    return engine_error("WORKER_RESET", f"{message}; submit the task again", engine=ENGINE, retriable=True)
 
 
 def error_of(wire: WireError, status: int) -> EngineError:

@@ -121,7 +121,7 @@ def _curl(document: Json, method: str, path: str, operation: Json) -> str:
     if method == "post":
         words.append("-X POST")
     if operation.get("security", True):
-        words.append('-H "Authorization: Bearer $LLORCH_KEY"')
+        words.append('-H "Authorization: Bearer $LLORCH_API_KEY"')
     if "requestBody" in operation:
         value = operation["requestBody"]["content"]["application/json"]["examples"]["prompt"]["value"]
         words.append("-d '" + json.dumps(value) + "'")
