@@ -3,6 +3,7 @@
 `python -m contracts.generate` freezes it as `contracts/openapi/data-plane.yaml`.
 """
 
+import inspect
 from typing import Any, Final
 
 import msgspec
@@ -280,6 +281,9 @@ def _schemas() -> Json:
     for name, texts in FIELDS.items():
         for field, text in texts.items():
             schemas[name]["properties"][field] = {"description": text} | schemas[name]["properties"][field]
+    for schema in schemas.values():
+        if "description" in schema:  # Python 3.13 strips a docstring's indentation, earlier ones keep it
+            schema["description"] = inspect.cleandoc(schema["description"])
     schemas["TaskRequest"] |= _content_rules()
     return dict(sorted(schemas.items()))
 

@@ -97,7 +97,9 @@ def test_wrong_usage_is_exit_status_2() -> None:
 @pytest.mark.req("ORCH-2003")
 def test_ctrl_c_cancels_the_task(threaded_server: str, script: Script, root: Path) -> None:
     script.hang_after = 2
-    command = [sys.executable, "-m", "orchestrator.cli", "submit", "hi", "--url", threaded_server]
+    # A shell starts its background jobs with SIGINT ignored, and that would be inherited.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "orchestrator.cli"]
+    command += ["submit", "hi", "--url", threaded_server]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -110,7 +112,7 @@ def test_ctrl_c_cancels_the_task(threaded_server: str, script: Script, root: Pat
             _, err = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert script.canceled == [script.bodies[0]["task_id"]]
+    assert script.canceled == [script.bodies[0]["task_id"]], err
     assert process.returncode == 130
     assert "canceled" in err
     assert "Traceback" not in err
