@@ -238,9 +238,8 @@ class SchedulerService:
         connection.send(wire.MetricsText(message.req, self._telemetry.render(self._core)))
 
     def _on_readiness(self, connection: Connection, message: wire.GetReadiness) -> None:
-        pools = self._core.readiness()
-        ready = "ready" in pools.values() and "loading" not in pools.values()
-        connection.send(wire.ReadinessReport(message.req, ready, pools))
+        report = wire.ReadinessReport(message.req, self._core.is_ready(), self._core.readiness())
+        connection.send(report)
 
     def _on_rejected(self, _connection: Connection, message: wire.CountRejected) -> None:
         self._telemetry.count_rejected(message.engine, message.reason)

@@ -108,6 +108,11 @@ class Scheduler:
         """Per pool id: "ready", "loading" or "unavailable: <why>"."""
         return view.readiness(self.state)
 
+    def is_ready(self) -> bool:
+        """Whether tasks can be served: a pool is ready and none is loading. An unavailable one holds up nobody."""
+        states = self.readiness().values()
+        return "ready" in states and "loading" not in states
+
     def queue_depth(self, set_id: str, priority: str) -> int:
         """Admitted tasks of a class that wait. Raises `KeyError` for an unknown set or class."""
         for home in self.state.sets:
