@@ -8,7 +8,7 @@ from msgspec import Struct
 from contracts.api import Admission, End, Metrics, Started, TaskStatus, Token
 from contracts.engine import GenerateRequest
 from contracts.errors import ErrorInfo
-from contracts.scheduling import TaskInfo
+from contracts.tasks import TaskInfo
 
 
 class Tokens(Struct, frozen=True, gc=False):

@@ -12,6 +12,7 @@ from msgspec import Struct
 from contracts import scheduling as core
 from contracts.api import Admission, TaskStatus
 from contracts.errors import ErrorInfo
+from contracts.tasks import Outcome, ReplicaInfo, TaskInfo
 
 
 class Frame(Struct, frozen=True, tag=True, gc=False):
@@ -28,7 +29,7 @@ class Submit(Frame, frozen=True, gc=False):
     """
 
     req: int
-    task: core.TaskInfo
+    task: TaskInfo
     payload: bytes
     watch: bool = False
 
@@ -114,7 +115,7 @@ class Status(Frame, frozen=True, gc=False):
 
 class Task(Frame, frozen=True, gc=False):
     req: int
-    task: core.TaskInfo
+    task: TaskInfo
 
 
 class Transcript(Frame, frozen=True, gc=False):
@@ -140,7 +141,7 @@ class TaskStarted(Frame, frozen=True, gc=False):
 
     task_id: str
     attempt: int
-    replica: core.ReplicaInfo
+    replica: ReplicaInfo
     endpoint: "Endpoint"
     queue_position: int
     predicted_start_ms: int
@@ -151,7 +152,7 @@ class TaskStarted(Frame, frozen=True, gc=False):
 
 class TaskEnded(Frame, frozen=True, gc=False):
     task_id: str
-    outcome: core.Outcome
+    outcome: Outcome
 
 
 class Endpoint(Struct, frozen=True):
@@ -249,7 +250,7 @@ class StreamOver(Frame, frozen=True, gc=False):
 
     sid: int
     result: Literal["finished", "stopped", "failed", "unknown"]
-    outcome: core.Outcome | None = None
+    outcome: Outcome | None = None
 
 
 ToScheduler = (

@@ -1,4 +1,4 @@
-"""The scheduler's vocabulary: events it is told, commands it gives, facts it is configured with.
+"""The scheduler's vocabulary: events it is told, commands it gives.
 
 Events are past tense, commands imperative. Both are frozen tagged structs: the same type is the
 core's input, the channel's message and the journal's record. Instants are integer nanoseconds
@@ -9,119 +9,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from contracts.errors import ErrorInfo, PolicyLabel
-
-# --------------------------------------------------------------------------- facts
-
-
-class TaskInfo(Struct, frozen=True, gc=False):
-    """All the scheduler knows of a task. The prompt itself travels beside it as an opaque payload.
-
-    `prompt_bytes` is the UTF-8 length of the text the engine will see; a byte-level vocabulary
-    never makes more tokens than that, so it bounds the prompt without a tokenizer.
-    `templated` prompts (chat messages) grow by their template and are always measured.
-    `body_digest` identifies the request body for idempotency (same id, same digest: same task).
-    """
-
-    task_id: str
-    session_id: str
-    tenant: str
-    workload: str
-    engine: str
-    model_ref: str
-    ctx: int
-    priority: str
-    max_tokens: int
-    deadline_ms: int
-    seed: int
-    determinism: str
-    sampler_profile_version: str
-    prompt_bytes: int
-    templated: bool
-    body_digest: bytes
-    correlation_id: str = ""
-    expected_tokens: int | None = None
-    kv_hint: str | None = None
-    cancel_on_disconnect: bool = False
-    labels: dict[str, str] | None = None
-
-
-class QueuePolicy(Struct, frozen=True):
-    """Bound and full-queue policy of one priority class within a replica set (ORCH-3004, 3005)."""
-
-    priority: str
-    capacity: int
-    full_policy: PolicyLabel
-
-
-class SetPolicy(Struct, frozen=True):
-    """One replica set as configured: pools of the same engine, model, quant, ctx and profile.
-
-    `capacity` bounds the waiting tasks of all classes together. `model_refs` are the names under
-    which clients may ask for the model.
-    """
-
-    set_id: str
-    engine: str
-    model_refs: tuple[str, ...]
-    ctx: int
-    sampler_profile_version: str
-    pool_ids: tuple[str, ...]
-    capacity: int
-    queues: tuple[QueuePolicy, ...]
-    wall_timeout_ms: int
-    idle_timeout_ms: int
-    workloads: tuple[str, ...] = ("completion",)
-
-
-class ResultPolicy(Struct, frozen=True):
-    """How long and how much of finished tasks is kept for re-attaching and idempotency."""
-
-    ttl_ms: int
-    tasks_max: int
-    bytes_max: int
-
-
-class SchedulerConfig(Struct, frozen=True):
-    sets: tuple[SetPolicy, ...]
-    results: ResultPolicy
-
-
-class ReplicaInfo(Struct, frozen=True):
-    """One replica: one engine process on one device mask (ORCH-3001).
-
-    `token_ns` is the decode time per token that its self-test measured; the predictor starts
-    from it until tasks have been served.
-    """
-
-    replica_id: str
-    pool_id: str
-    engine: str
-    engine_version: str
-    model_digest: str
-    ctx: int
-    slots: int
-    sampler_profile_version: str
-    accelerator: str
-    node_id: str
-    devices: tuple[str, ...] = ()
-    token_ns: int = 0
-    interruptible_decode: bool = False
-
-
-class Outcome(Struct, frozen=True, omit_defaults=True):
-    """The one terminal outcome of a task."""
-
-    state: Literal["finished", "failed", "canceled", "dropped"]
-    tokens_in: int = 0
-    tokens_out: int = 0
-    tokens_cached: int = 0
-    first_token_ms: int | None = None
-    decode_ms: int = 0
-    finish_reason: Literal["stop", "length", "canceled"] | None = None
-    stop_sequence: str | None = None
-    error: ErrorInfo | None = None
-
+from contracts.errors import ErrorInfo
+from contracts.tasks import Budgets, Outcome, ReplicaInfo, TaskInfo
 
 # -------------------------------------------------------------------------- events
 
@@ -195,7 +84,7 @@ class AttemptEnded(Event, frozen=True, gc=False):
 
     `stopped` answers a `Stop`; an attempt that finished first reports `finished` instead, and
     that stands. `slot_free` is false while the engine still has to let go of the slot; then a
-    `SlotReleased` follows.
+    `SlotReleased` follows. `digest` is the rolling digest of all its tokens.
     """
 
     task_id: str
@@ -212,6 +101,7 @@ class AttemptEnded(Event, frozen=True, gc=False):
     finish_reason: Literal["stop", "length"] | None = None
     stop_sequence: str | None = None
     error: ErrorInfo | None = None
+    digest: int = 0
 
 
 class SlotReleased(Event, frozen=True, gc=False):
@@ -220,6 +110,21 @@ class SlotReleased(Event, frozen=True, gc=False):
     task_id: str
     attempt: int
     replica_id: str
+
+
+class ReplicaReported(Event, frozen=True, gc=False):
+    """A replica's own gauges: how full its KV cache is, in thousandths (ORCH-3022)."""
+
+    replica_id: str
+    kv_used_permille: int
+
+
+class SessionCloseRequested(Event, frozen=True, gc=False):
+    """Someone of `tenant` asked to end a session; answered by `AnswerClose` with the same `request`."""
+
+    request: int
+    session_id: str
+    tenant: str
 
 
 class TimerFired(Event, frozen=True, gc=False):
@@ -237,6 +142,8 @@ AnyEvent = (
     | TokensProgressed
     | AttemptEnded
     | SlotReleased
+    | ReplicaReported
+    | SessionCloseRequested
     | TimerFired
 )
 
@@ -244,13 +151,19 @@ AnyEvent = (
 
 
 class Command(Struct, frozen=True, tag=True, gc=False):
-    """Something the shell must do. Carries the set's id, so that sets can live on other shards."""
+    """Something the shell must do. Carries the set's id, so that sets can live on other shards.
+
+    Commands that choose say why in one line: `why` is made of their fields, so it costs nothing unread.
+    """
 
     set_id: str
 
 
 class Admit(Command, frozen=True, gc=False):
-    """Answer a submission: accepted. `replayed` marks the same task submitted again."""
+    """Answer a submission: accepted. `replayed` marks the same task submitted again.
+
+    `on_time_probability` is the chance that the task ends before its deadline, 0 to 1.
+    """
 
     submission: int
     task_id: str
@@ -258,6 +171,19 @@ class Admit(Command, frozen=True, gc=False):
     predicted_start_ms: int
     backoff_ms: int
     replayed: bool = False
+    on_time_probability: float = 1.0
+    budgets: Budgets | None = None
+
+    @property
+    def why(self) -> str:
+        if self.replayed:
+            return "the same request was admitted before"
+        if not self.predicted_start_ms:
+            return "a slot is free"
+        return (
+            f"{self.queue_position} ahead, starts in about {self.predicted_start_ms} ms,"
+            f" {self.on_time_probability:.0%} sure to be on time"
+        )
 
 
 class Reject(Command, frozen=True, gc=False):
@@ -266,6 +192,10 @@ class Reject(Command, frozen=True, gc=False):
     submission: int
     task_id: str
     error: ErrorInfo
+
+    @property
+    def why(self) -> str:
+        return self.error.message
 
 
 class MeasurePrompt(Command, frozen=True, gc=False):
@@ -279,21 +209,68 @@ class MeasurePrompt(Command, frozen=True, gc=False):
     replica_id: str
 
 
+Placement = Literal["least-loaded", "affinity", "handed-over"]
+
+
 class Start(Command, frozen=True, gc=False):
-    """Run an attempt of a task on a replica that has a free slot for it."""
+    """Run an attempt of a task on a replica that has a free slot for it.
+
+    `resume_tokens` tokens with the rolling digest `resume_digest` were delivered by an attempt that was
+    preempted: the replica makes them again, compares, and goes on (ORCH-3086). `warm`: the replica
+    should still hold the session's KV. `slack_ms` is what is left until the deadline; `busy` of `slots`
+    slots were taken. `handed-over`: the slot was preempted for this task.
+    """
 
     task_id: str
     attempt: int
     replica_id: str
+    resume_tokens: int = 0
+    resume_digest: int = 0
+    warm: bool = False
+    placement: Placement = "least-loaded"
+    waited_ms: int = 0
+    slack_ms: int = 0
+    busy: int = 0
+    slots: int = 0
+
+    @property
+    def why(self) -> str:
+        return (
+            f"{self.placement}: {self.replica_id} with {self.busy} of {self.slots} slots taken"
+            f"{', session KV warm' if self.warm else ''};"
+            f" waited {self.waited_ms} ms, {self.slack_ms} ms to the deadline"
+        )
+
+
+StopReason = Literal["cancel", "wall", "idle", "preempt"]
 
 
 class Stop(Command, frozen=True, gc=False):
-    """Stop an attempt; answered by `AttemptEnded`."""
+    """Stop an attempt; answered by `AttemptEnded`. `preempt` does it for task `for_task`."""
 
     task_id: str
     attempt: int
     replica_id: str
-    reason: str
+    reason: StopReason
+    for_task: str = ""
+
+    @property
+    def why(self) -> str:
+        if self.reason == "preempt":
+            return f"preempted: {self.for_task} of a higher class would miss its deadline otherwise"
+        return f"stopped by {self.reason}" if self.reason == "cancel" else f"stopped by the {self.reason} timeout"
+
+
+class Pause(Command, frozen=True, gc=False):
+    """A preempted task waits again; tell whoever listens that it will be resumed where it was (ORCH-3086)."""
+
+    task_id: str
+    attempt: int
+    predicted_start_ms: int
+
+    @property
+    def why(self) -> str:
+        return f"preempted, waits again; resumes in about {self.predicted_start_ms} ms"
 
 
 class Finish(Command, frozen=True, gc=False):
@@ -302,9 +279,21 @@ class Finish(Command, frozen=True, gc=False):
     task_id: str
     outcome: Outcome
 
+    @property
+    def why(self) -> str:
+        error = self.outcome.error
+        return error.message if error is not None else f"{self.outcome.state}: {self.outcome.finish_reason}"
+
 
 class AnswerCancel(Command, frozen=True, gc=False):
     """Answer a cancel request: no token of the task will follow (or no such task)."""
+
+    request: int
+    found: bool
+
+
+class AnswerClose(Command, frozen=True, gc=False):
+    """Answer a request to end a session: it is gone (or there was none)."""
 
     request: int
     found: bool
@@ -329,4 +318,17 @@ class SetTimer(Command, frozen=True, gc=False):
     at_ns: int
 
 
-AnyCommand = Admit | Reject | MeasurePrompt | Start | Stop | Finish | AnswerCancel | Forget | RefuseReplica | SetTimer
+AnyCommand = (
+    Admit
+    | Reject
+    | MeasurePrompt
+    | Start
+    | Stop
+    | Pause
+    | Finish
+    | AnswerCancel
+    | AnswerClose
+    | Forget
+    | RefuseReplica
+    | SetTimer
+)

@@ -5,7 +5,7 @@ from typing import Final
 from contracts.api import PRIORITIES, Priority
 from contracts.config import Config, PoolConfig
 from contracts.errors import PolicyLabel
-from contracts.scheduling import QueuePolicy, ResultPolicy, SchedulerConfig, SetPolicy
+from contracts.policies import PoolPolicy, QueuePolicy, ResultPolicy, SchedulerConfig, SetPolicy
 
 #: What a full queue does where the file does not say (ORCH-3005).
 FULL_POLICY_DEFAULT: Final[dict[Priority, PolicyLabel]] = {"interactive": "reject", "batch": "drop-lru"}
@@ -43,7 +43,7 @@ def _set_policy(set_id: str, pools: list[PoolConfig]) -> SetPolicy:
         model_refs=(first.model,),
         ctx=first.ctx,
         sampler_profile_version=first.sampler_profile_version,
-        pool_ids=tuple(pool.id for pool in pools),
+        pools=tuple(PoolPolicy(pool.id) for pool in pools),
         capacity=sum(pool.queue.capacity for pool in pools),
         queues=tuple(
             QueuePolicy(

@@ -13,7 +13,7 @@ from ray.util import get_node_ip_address
 
 from contracts.engine import AdapterFactory, EngineSpec
 from contracts.messages import Endpoint
-from contracts.scheduling import SchedulerConfig
+from contracts.policies import SchedulerConfig
 from orchestrator.cluster import logs
 from orchestrator.cluster.connection import ChannelError
 from orchestrator.cluster.replica_host import ReplicaHost

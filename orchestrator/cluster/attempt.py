@@ -4,6 +4,7 @@ import asyncio
 import time
 
 from contracts import scheduling as ev
+from contracts.tasks import Outcome
 from orchestrator.cluster.transcript import Transcript
 
 
@@ -28,9 +29,9 @@ class Attempt:
         return f"{self.task_id}/{self.number}"
 
 
-def outcome_of(ended: ev.AttemptEnded) -> ev.Outcome:
+def outcome_of(ended: ev.AttemptEnded) -> Outcome:
     """The outcome a finished attempt is; the scheduler's core derives the same from its report."""
-    return ev.Outcome(
+    return Outcome(
         state="finished" if ended.result == "finished" else "failed",
         tokens_in=ended.tokens_in,
         tokens_out=ended.tokens_out,

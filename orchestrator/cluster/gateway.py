@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Final
 
 from contracts import messages as wire
-from contracts import scheduling as ev
 from contracts.api import Admission, TaskStatus
 from contracts.engine import GenerateRequest
 from contracts.errors import ErrorInfo
 from contracts.gateway import Readiness, StreamEvent
+from contracts.tasks import Outcome, TaskInfo
 from orchestrator.cluster.channel import connect
 from orchestrator.cluster.connection import ChannelError, Connection
 from orchestrator.cluster.scheduler_link import Locate, SchedulerLink, Update
@@ -55,7 +55,7 @@ class ClusterGateway:
 
     # ----------------------------------------------------------------------- calls
 
-    async def submit(self, task: ev.TaskInfo, request: GenerateRequest) -> Admission:
+    async def submit(self, task: TaskInfo, request: GenerateRequest) -> Admission:
         req = self._next()
         return (await self._scheduler.ask(wire.Submit(req, task, wire.encode(request)), req, wire.Admitted)).admission
 
@@ -67,7 +67,7 @@ class ClusterGateway:
         req = self._next()
         return (await self._scheduler.ask(wire.GetStatus(req, task_id, tenant), req, wire.Status)).status
 
-    async def task_info(self, task_id: str, tenant: str) -> ev.TaskInfo:
+    async def task_info(self, task_id: str, tenant: str) -> TaskInfo:
         req = self._next()
         return (await self._scheduler.ask(wire.GetTask(req, task_id, tenant), req, wire.Task)).task
 
@@ -90,9 +90,7 @@ class ClusterGateway:
 
     # --------------------------------------------------------------------- streams
 
-    async def open(
-        self, task: ev.TaskInfo, request: GenerateRequest, after: int = -1
-    ) -> tuple[Admission, "FollowedTask"]:
+    async def open(self, task: TaskInfo, request: GenerateRequest, after: int = -1) -> tuple[Admission, "FollowedTask"]:
         req = self._next()
         stream = self._follow(task.task_id, after)
         try:
@@ -194,7 +192,7 @@ class ClusterGateway:
 
     def _lost_scheduler(self) -> None:
         # A restarted scheduler does not know these tasks: their streams end, typed.
-        lost = ev.Outcome("failed", error=_STREAM_LOST)
+        lost = Outcome("failed", error=_STREAM_LOST)
         for streams in self._streams.values():
             for stream in streams:
                 stream.ended(lost)

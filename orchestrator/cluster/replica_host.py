@@ -25,6 +25,7 @@ from contracts.engine import (
     GenerateRequest,
 )
 from contracts.errors import ErrorInfo
+from contracts.tasks import ReplicaInfo
 from orchestrator.cluster.channel import ChannelServer, connect
 from orchestrator.cluster.connection import ChannelError, Connection
 from orchestrator.cluster.replica_service import ReplicaService
@@ -141,7 +142,7 @@ class ReplicaHost:
             backoff_s = min(2 * backoff_s, RELAUNCH_BACKOFF_S_MAX)
         await asyncio.Event().wait()  # refused: stay visible and idle until the pool decides
 
-    async def _self_test(self, adapter: EngineAdapter) -> ev.ReplicaInfo:
+    async def _self_test(self, adapter: EngineAdapter) -> ReplicaInfo:
         """Readiness is a generated token, not a health page. Raises EngineError (POOL_UNREADY)."""
         properties = await adapter.properties()
         generated = adapter.generate("self-test", SELF_TEST)
@@ -155,9 +156,9 @@ class ReplicaHost:
         token_ns = (times_ns[-1] - times_ns[0]) // max(1, len(times_ns) - 1)
         return self._info(properties, max(1, token_ns))
 
-    def _info(self, properties: EngineProperties, token_ns: int) -> ev.ReplicaInfo:
+    def _info(self, properties: EngineProperties, token_ns: int) -> ReplicaInfo:
         spec = self._spec
-        return ev.ReplicaInfo(
+        return ReplicaInfo(
             replica_id=spec.replica_id,
             pool_id=spec.pool_id,
             engine=spec.engine,
@@ -176,7 +177,7 @@ class ReplicaHost:
     def _unready(self, message: str) -> ErrorInfo:
         return ErrorInfo("POOL_UNREADY", message, engine=self._spec.engine, pool_id=self._spec.pool_id, retriable=True)
 
-    async def _serve(self, adapter: EngineAdapter, info: ev.ReplicaInfo) -> str:
+    async def _serve(self, adapter: EngineAdapter, info: ReplicaInfo) -> str:
         """Serve until the engine ends, hangs or is refused; says why."""
         service = self._service = ReplicaService(self._spec, adapter, self._report, self._flow)
         self._enter(ev.ReplicaReady(info))

@@ -15,6 +15,7 @@ from contracts import messages as wire
 from contracts import scheduling as ev
 from contracts.api import Admission
 from contracts.errors import ErrorInfo
+from contracts.policies import SchedulerConfig
 from orchestrator.cluster.channel import ChannelServer
 from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.telemetry import Telemetry
@@ -41,9 +42,7 @@ class Question(NamedTuple):
 class SchedulerService:
     """One scheduler: core, channel server, payloads of live tasks, transcripts of ended ones."""
 
-    def __init__(
-        self, config: ev.SchedulerConfig, secret: bytes, *, clock: Callable[[], int] = time.monotonic_ns
-    ) -> None:
+    def __init__(self, config: SchedulerConfig, secret: bytes, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._core = Scheduler(config)
         self._clock = clock
         self._server = ChannelServer(secret, wire.ToScheduler, self._opened, self._received, self._closed)

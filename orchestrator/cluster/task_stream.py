@@ -14,10 +14,10 @@ from typing import Final, Protocol
 import msgspec
 
 from contracts import messages as wire
-from contracts import scheduling as ev
 from contracts.api import End, Metrics, Started, TaskStatus
 from contracts.errors import ErrorInfo, OrchError
 from contracts.gateway import StreamEvent, Tokens
+from contracts.tasks import Outcome, TaskInfo
 
 #: Tokens that may be under way to one stream; half of it used up, more is granted.
 CREDIT_TOKENS: Final = 1024
@@ -61,7 +61,7 @@ class TaskStream:
         self._received = after + 1
         self._consumed = 0
         self._over: wire.StreamOver | None = None
-        self._outcome: ev.Outcome | None = None
+        self._outcome: Outcome | None = None
 
     # ------------------------------------------------------------ told by the gateway
 
@@ -69,7 +69,7 @@ class TaskStream:
         self._started = message
         self._wake.set()
 
-    def ended(self, outcome: ev.Outcome) -> None:
+    def ended(self, outcome: Outcome) -> None:
         self._outcome = outcome
         self._wake.set()
 
@@ -87,7 +87,7 @@ class TaskStream:
 
     # ------------------------------------------------------------- read by the client
 
-    async def events(self, task: ev.TaskInfo) -> AsyncGenerator[StreamEvent]:
+    async def events(self, task: TaskInfo) -> AsyncGenerator[StreamEvent]:
         """Everything from token `after + 1` on, ending with one `End` or `ErrorInfo`."""
         try:
             while True:
@@ -149,7 +149,7 @@ class TaskStream:
             return False
         return True
 
-    async def _tail(self, outcome: ev.Outcome) -> bool:
+    async def _tail(self, outcome: Outcome) -> bool:
         """Wait for the tokens still under way; false when the replica will not send them."""
         if not self._sid or self._over is not None or self._next >= outcome.tokens_out:
             return False
@@ -160,11 +160,11 @@ class TaskStream:
                 return True
         return False
 
-    async def _position(self, task: ev.TaskInfo) -> Metrics:
+    async def _position(self, task: TaskInfo) -> Metrics:
         status = await self._source.status(task.task_id, task.tenant)
         return Metrics(queue_position=status.queue_position, predicted_start_ms=status.predicted_start_ms)
 
-    async def _from_transcript(self, task: ev.TaskInfo, outcome: ev.Outcome) -> list[StreamEvent]:
+    async def _from_transcript(self, task: TaskInfo, outcome: Outcome) -> list[StreamEvent]:
         """What is left of an ended task, from the scheduler's store."""
         try:
             texts = _TEXTS.decode(await self._source.transcript(task.task_id, task.tenant))
@@ -193,7 +193,7 @@ class TaskStream:
             self._sid = 0
 
 
-def _terminal(outcome: ev.Outcome) -> End | ErrorInfo:
+def _terminal(outcome: Outcome) -> End | ErrorInfo:
     if outcome.error is not None:
         return outcome.error
     return End(
@@ -206,7 +206,7 @@ def _terminal(outcome: ev.Outcome) -> End | ErrorInfo:
     )
 
 
-def _started(started: wire.TaskStarted, task: ev.TaskInfo) -> Started:
+def _started(started: wire.TaskStarted, task: TaskInfo) -> Started:
     replica = started.replica
     return Started(
         queue_position=started.queue_position,

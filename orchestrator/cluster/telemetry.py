@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from contracts import scheduling as ev
 from contracts.errors import HTTP_STATUS
 from contracts.messages import EngineGauges
+from contracts.policies import SchedulerConfig
+from contracts.tasks import ReplicaInfo
 from orchestrator.core.scheduler import Scheduler
 
 _MS_BUCKETS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 900, 1500, 2500, 5000, 10_000, 30_000, 60_000, 300_000)
@@ -32,10 +34,10 @@ class _Live(msgspec.Struct, gc=False):
 class Telemetry:
     """Counts what happens; `render` gives the Prometheus text page."""
 
-    def __init__(self, config: ev.SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig) -> None:
         self._sets = {policy.set_id: policy for policy in config.sets}
         self._versions: dict[str, str] = {}
-        self._replicas: dict[str, ev.ReplicaInfo] = {}
+        self._replicas: dict[str, ReplicaInfo] = {}
         self._live: dict[str, _Live] = {}
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they are not in the contract
         self.registry = CollectorRegistry()
@@ -95,7 +97,7 @@ class Telemetry:
             elif isinstance(command, ev.Finish):
                 self._finished(command)
 
-    def _replica_ready(self, replica: ev.ReplicaInfo) -> None:
+    def _replica_ready(self, replica: ReplicaInfo) -> None:
         self._replicas[replica.replica_id] = replica
         for set_id, policy in self._sets.items():
             if replica.pool_id in policy.pool_ids:
@@ -165,5 +167,5 @@ class Telemetry:
         return generate_latest(self.registry)
 
 
-def _placed(replica: ev.ReplicaInfo) -> tuple[str, str, str, str]:
+def _placed(replica: ReplicaInfo) -> tuple[str, str, str, str]:
     return replica.engine, replica.engine_version, replica.pool_id, replica.replica_id

@@ -11,8 +11,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from contracts import scheduling as ev
 from contracts.messages import StreamOver, TokenBatch
+from contracts.tasks import Outcome
 from orchestrator.cluster.connection import Connection
 
 #: Tokens of one subscription in one frame; more follow in the next turn of the event loop.
@@ -37,7 +37,7 @@ class Transcript:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
-        self.over: ev.Outcome | None = None
+        self.over: Outcome | None = None
         self.result: Literal["finished", "stopped", "failed"] = "failed"
         self.subscriptions: list[Subscription] = []
         self._digest = 0

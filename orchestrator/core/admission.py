@@ -6,7 +6,7 @@ Checks run cheapest first and each answers with the envelope that the client wil
 from collections.abc import Iterable
 
 from contracts.errors import ErrorInfo
-from contracts.scheduling import TaskInfo
+from contracts.tasks import TaskInfo
 from orchestrator.core.replica_set import ReplicaSet
 
 

@@ -10,7 +10,8 @@ import msgspec
 
 from contracts.api import FinishReason
 from contracts.errors import ErrorInfo
-from contracts.scheduling import AttemptEnded, Outcome, SlotReleased, Stop, TokensProgressed
+from contracts.scheduling import AttemptEnded, SlotReleased, Stop, TokensProgressed
+from contracts.tasks import Outcome
 from orchestrator.core.lifecycle import ON_REPLICA, advance
 from orchestrator.core.placement import Replica
 from orchestrator.core.records import NS_PER_MS, StopReason, TaskRecord, round_ms

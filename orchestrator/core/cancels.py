@@ -5,7 +5,8 @@ it and ends it at once: no error code says "canceled", a retriable refusal would
 send again what it gave up, and a remembered outcome keeps a repeated submission from running.
 """
 
-from contracts.scheduling import AnswerCancel, CancelRequested, Outcome
+from contracts.scheduling import AnswerCancel, CancelRequested
+from contracts.tasks import Outcome
 from orchestrator.core import attempts
 from orchestrator.core.lifecycle import is_over
 from orchestrator.core.state import State

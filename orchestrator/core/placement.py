@@ -9,7 +9,7 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Final, Literal
 
-from contracts.scheduling import ReplicaInfo
+from contracts.tasks import ReplicaInfo
 
 if TYPE_CHECKING:
     from orchestrator.core.records import TaskRecord

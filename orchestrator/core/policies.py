@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from contracts.api import Priority
-from contracts.scheduling import QueuePolicy
+from contracts.policies import QueuePolicy
 from orchestrator.core.records import TaskRecord
 
 

@@ -7,7 +7,7 @@ they last. Prompt processing is in it, because it takes slot time too.
 
 from typing import Final
 
-from contracts.scheduling import TaskInfo
+from contracts.tasks import TaskInfo
 
 #: A new sample moves a mean by a 1/8 of the difference.
 WEIGHT: Final = 8

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from typing import Final
 
 from contracts.api import Priority
-from contracts.scheduling import QueuePolicy
+from contracts.policies import QueuePolicy
 from orchestrator.core.records import TaskRecord
 
 GAPS_MAX: Final = 32

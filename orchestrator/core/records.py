@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 from contracts.api import TaskState
-from contracts.scheduling import Admit, Outcome, ReplicaInfo, TaskInfo
+from contracts.scheduling import Admit
+from contracts.tasks import Outcome, ReplicaInfo, TaskInfo
 
 if TYPE_CHECKING:
     from orchestrator.core.placement import Replica

@@ -4,7 +4,8 @@ from typing import Final
 
 from contracts.api import PRIORITIES
 from contracts.errors import ErrorInfo
-from contracts.scheduling import ReplicaInfo, SetPolicy
+from contracts.policies import SetPolicy
+from contracts.tasks import ReplicaInfo
 from orchestrator.core.placement import ReplicaIndex
 from orchestrator.core.policies import Fairness, Flow
 from orchestrator.core.predictor import Predictor

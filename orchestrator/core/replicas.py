@@ -1,13 +1,7 @@
 """Replicas come, load, become Ready, fail and go (ORCH-3010, ORCH-3018, ORCH-3046)."""
 
-from contracts.scheduling import (
-    RefuseReplica,
-    ReplicaInfo,
-    ReplicaLoading,
-    ReplicaLost,
-    ReplicaReady,
-    ReplicaUnready,
-)
+from contracts.scheduling import RefuseReplica, ReplicaLoading, ReplicaLost, ReplicaReady, ReplicaUnready
+from contracts.tasks import ReplicaInfo
 from orchestrator.core import attempts, submissions
 from orchestrator.core.placement import Replica
 from orchestrator.core.replica_set import ReplicaSet

@@ -7,7 +7,7 @@ because a new task of the same id could not be told from it at the replica; slot
 
 from collections import deque
 
-from contracts.scheduling import ResultPolicy
+from contracts.policies import ResultPolicy
 from orchestrator.core.records import NS_PER_MS, TaskRecord
 
 

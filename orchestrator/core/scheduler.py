@@ -4,25 +4,24 @@ The same events with the same times give the same commands, in every process.
 """
 
 from contracts.api import TaskStatus
+from contracts.policies import SchedulerConfig
 from contracts.scheduling import (
     AnyCommand,
     AnyEvent,
     AttemptEnded,
     CancelRequested,
-    Outcome,
     PromptMeasured,
     ReplicaLoading,
     ReplicaLost,
     ReplicaReady,
     ReplicaUnready,
-    SchedulerConfig,
     SetTimer,
     SlotReleased,
-    TaskInfo,
     TaskSubmitted,
     TimerFired,
     TokensProgressed,
 )
+from contracts.tasks import Outcome, TaskInfo
 from orchestrator.core import attempts, cancels, replicas, submissions, view, watchdog
 from orchestrator.core.state import State
 from orchestrator.core.view import StartedView

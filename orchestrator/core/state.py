@@ -1,17 +1,9 @@
 """All the scheduler knows, and the few changes that every part of it makes."""
 
 from contracts.errors import ErrorInfo
-from contracts.scheduling import (
-    Admit,
-    AnswerCancel,
-    AnyCommand,
-    Finish,
-    Forget,
-    Outcome,
-    Reject,
-    SchedulerConfig,
-    Start,
-)
+from contracts.policies import SchedulerConfig
+from contracts.scheduling import Admit, AnswerCancel, AnyCommand, Finish, Forget, Reject, Start
+from contracts.tasks import Outcome
 from orchestrator.core.admission import Routes
 from orchestrator.core.lifecycle import advance
 from orchestrator.core.placement import Replica

@@ -3,7 +3,8 @@
 from typing import Final
 
 from contracts.errors import ErrorInfo
-from contracts.scheduling import MeasurePrompt, Outcome, PromptMeasured, TaskSubmitted
+from contracts.scheduling import MeasurePrompt, PromptMeasured, TaskSubmitted
+from contracts.tasks import Outcome
 from orchestrator.core import admission, overflow
 from orchestrator.core.records import NS_PER_MS, TaskRecord
 from orchestrator.core.state import State

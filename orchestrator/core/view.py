@@ -4,7 +4,7 @@ import msgspec
 from msgspec import Struct
 
 from contracts.api import TaskStatus
-from contracts.scheduling import ReplicaInfo
+from contracts.tasks import ReplicaInfo
 from orchestrator.core.records import NS_PER_MS, TaskRecord, round_ms
 from orchestrator.core.state import State
 

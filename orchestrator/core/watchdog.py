@@ -4,7 +4,7 @@ Each live task has one wake-up, for whatever can time out in its state.
 """
 
 from contracts.errors import ErrorInfo
-from contracts.scheduling import Outcome
+from contracts.tasks import Outcome
 from orchestrator.core import attempts, submissions
 from orchestrator.core.records import NS_PER_MS, TaskRecord
 from orchestrator.core.state import RETENTION_KEY, State

@@ -4,7 +4,7 @@ import structlog
 
 from contracts.api import Admission
 from contracts.errors import ErrorInfo
-from contracts.scheduling import TaskInfo
+from contracts.tasks import TaskInfo
 
 _log = structlog.get_logger(__name__)
 

@@ -14,7 +14,7 @@ from contracts import api
 from contracts.api import TaskRequest
 from contracts.engine import GenerateRequest
 from contracts.errors import OrchError
-from contracts.scheduling import TaskInfo
+from contracts.tasks import TaskInfo
 from orchestrator.ingress.errors import refuse
 
 _decode = msgspec.json.Decoder(TaskRequest).decode

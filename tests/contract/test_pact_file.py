@@ -13,7 +13,7 @@ from contracts.api import Admission, End, TaskStatus
 from contracts.engine import GenerateRequest
 from contracts.errors import ErrorInfo, OrchError
 from contracts.gateway import Tokens
-from contracts.scheduling import TaskInfo
+from contracts.tasks import TaskInfo
 from orchestrator.ingress.app import build_app
 from orchestrator.ingress.settings import IngressSettings, Key
 from tests.contract.interactions import DOWN_MODEL, KEY, MODEL, SMALL_QUEUE_MODEL

@@ -6,6 +6,7 @@ Every command is held against them as it is heard; a broken promise is an assert
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from contracts.policies import SchedulerConfig
 from contracts.scheduling import (
     Admit,
     AnswerCancel,
@@ -16,12 +17,11 @@ from contracts.scheduling import (
     MeasurePrompt,
     RefuseReplica,
     Reject,
-    SchedulerConfig,
     SetTimer,
     Start,
     Stop,
-    TaskInfo,
 )
+from contracts.tasks import TaskInfo
 from orchestrator.core import invariants
 from orchestrator.core.scheduler import Scheduler
 from tests.unit.core.core_kit import MS

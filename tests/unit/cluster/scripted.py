@@ -18,7 +18,8 @@ from contracts.engine import (
 )
 from contracts.errors import ErrorInfo
 from contracts.gateway import StreamEvent, Tokens
-from contracts.scheduling import QueuePolicy, ResultPolicy, SchedulerConfig, SetPolicy, TaskInfo
+from contracts.policies import PoolPolicy, QueuePolicy, ResultPolicy, SchedulerConfig, SetPolicy
+from contracts.tasks import TaskInfo
 from orchestrator.cluster.gateway import ClusterGateway
 from orchestrator.cluster.replica_host import ReplicaHost
 from orchestrator.cluster.scheduler_service import SchedulerService
@@ -85,7 +86,7 @@ class Cluster:
 
     def __init__(self) -> None:
         queues = tuple(QueuePolicy(priority, 8, "reject") for priority in ("interactive", "batch"))
-        policy = SetPolicy("set", "llamacpp", (MODEL,), 2048, "v1", ("pool",), 8, queues, 60_000, 30_000)
+        policy = SetPolicy("set", "llamacpp", (MODEL,), 2048, "v1", (PoolPolicy("pool"),), 8, queues, 60_000, 30_000)
         self.config = SchedulerConfig((policy,), ResultPolicy(60_000, 100, 1_000_000))
         self.adapters: list[ScriptedAdapter] = []
         self.make_silent = False

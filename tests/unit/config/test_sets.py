@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from contracts.scheduling import QueuePolicy, ResultPolicy
+from contracts.policies import QueuePolicy, ResultPolicy
 from orchestrator.configfile import loads
 from orchestrator.sets import scheduler_config
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from contracts.errors import ErrorInfo, PolicyLabel
+from contracts.policies import PoolPolicy, QueuePolicy, ResultPolicy, SchedulerConfig, SetPolicy
 from contracts.scheduling import (
     AnyCommand,
     AnyEvent,
@@ -13,17 +14,12 @@ from contracts.scheduling import (
     CancelRequested,
     MeasurePrompt,
     PromptMeasured,
-    QueuePolicy,
-    ReplicaInfo,
     ReplicaReady,
-    ResultPolicy,
-    SchedulerConfig,
-    SetPolicy,
     SetTimer,
-    TaskInfo,
     TaskSubmitted,
     TimerFired,
 )
+from contracts.tasks import ReplicaInfo, TaskInfo
 from orchestrator.core import invariants
 from orchestrator.core.scheduler import Scheduler
 
@@ -49,7 +45,9 @@ def replica_set(**over: Any) -> SetPolicy:
         "wall_timeout_ms": 10_000,
         "idle_timeout_ms": 1_000,
     }
-    return SetPolicy(**{**values, **over})
+    values |= over
+    values["pools"] = tuple(PoolPolicy(pool_id) for pool_id in values.pop("pool_ids"))
+    return SetPolicy(**values)
 
 
 def config(*sets: SetPolicy, ttl_ms: int = 60_000, tasks_max: int = 100, bytes_max: int = 10_000) -> SchedulerConfig:

@@ -7,7 +7,6 @@ from contracts.scheduling import (
     AnswerCancel,
     Finish,
     Forget,
-    Outcome,
     ReplicaLoading,
     ReplicaLost,
     ReplicaReady,
@@ -17,6 +16,7 @@ from contracts.scheduling import (
     Stop,
     TokensProgressed,
 )
+from contracts.tasks import Outcome
 from tests.unit.core.core_kit import Core, ended, of, one, replica, replica_set
 
 AGAIN = ErrorInfo(code="INTERNAL", message="engine hiccup", retriable=True)

@@ -2,14 +2,7 @@
 
 import pytest
 
-from contracts.scheduling import (
-    RefuseReplica,
-    ReplicaLoading,
-    ReplicaLost,
-    ReplicaReady,
-    ReplicaUnready,
-    Start,
-)
+from contracts.scheduling import RefuseReplica, ReplicaLoading, ReplicaLost, ReplicaReady, ReplicaUnready, Start
 from tests.unit.core.core_kit import Core, of, one, replica, replica_set
 
 

@@ -7,7 +7,7 @@ from contracts.api import Admission, End, Started, TaskStatus
 from contracts.engine import GenerateRequest
 from contracts.errors import ErrorInfo, OrchError
 from contracts.gateway import Readiness, StreamEvent, Tokens
-from contracts.scheduling import TaskInfo
+from contracts.tasks import TaskInfo
 
 NOT_FOUND = ErrorInfo("NOT_FOUND", "There is no such task.", retriable=False)
 

@@ -1,0 +1,160 @@
+"""What the scheduler is configured with: sets, classes, tenants, quotas, sessions and their budgets.
+
+The config file is translated into these; the core reads nothing else. Rates are per second of the
+shell's clock, durations are `_ms`, cost is counted in millionths of the operator's currency.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from contracts.errors import PolicyLabel
+
+FairnessKind = Literal["wfq", "strict", "fifo"]
+OrderingKind = Literal["edf", "fifo"]
+EvictionKind = Literal["eta", "lru"]
+PreemptionMode = Literal["off", "soft", "hard"]
+
+
+class QueuePolicy(Struct, frozen=True):
+    """One priority class within a replica set (ORCH-3004, 3005, 3075).
+
+    `weight` is its share of the set while several classes wait; `rate_limit_rps` bounds admissions of
+    the class. `slo_first_token_ms` is what a first token may take from admission (ORCH-3041).
+    """
+
+    priority: str
+    capacity: int
+    full_policy: PolicyLabel
+    weight: int = 1
+    rate_limit_rps: float | None = None
+    slo_first_token_ms: int | None = None
+
+
+class PoolPolicy(Struct, frozen=True):
+    """One pool of a replica set. `devices` is its mask: a replica on any other device is refused (ORCH-3011).
+
+    `canary_percent` is the share of sessions that this pool serves; None: it takes what the others leave.
+    """
+
+    pool_id: str
+    devices: tuple[str, ...] = ()
+    canary_percent: int | None = None
+
+
+class PreemptionPolicy(Struct, frozen=True):
+    """`soft` drops waiting work of lower classes for higher ones, `hard` also stops running work (ORCH-3085, 3086)."""
+
+    mode: PreemptionMode = "off"
+    max_per_min: int = 10
+    protect: tuple[str, ...] = ()
+    per_task_max: int = 2
+
+
+class BreakerPolicy(Struct, frozen=True):
+    """When a pool counts as failing its SLO for a class, and how it is tried again (ORCH-3040).
+
+    Open when, of at least `samples_min` attempts within `window_ms`, `violations_percent` or more missed the
+    SLO or failed; half-open after `open_ms`, when `probes` tasks are let through.
+    """
+
+    violations_percent: int = 50
+    window_ms: int = 30_000
+    samples_min: int = 20
+    open_ms: int = 10_000
+    probes: int = 3
+
+
+class SetPolicy(Struct, frozen=True):
+    """One replica set as configured: pools of the same engine, model, quant, ctx and profile.
+
+    `capacity` bounds the waiting tasks of all classes together. `model_refs` are the names under which clients
+    may ask for the model. `on_time_percent_min` is the chance of meeting its deadline under which a task is
+    refused (0: never). Prices are in millionths of the currency per 1000 tokens.
+    """
+
+    set_id: str
+    engine: str
+    model_refs: tuple[str, ...]
+    ctx: int
+    sampler_profile_version: str
+    pools: tuple[PoolPolicy, ...]
+    capacity: int
+    queues: tuple[QueuePolicy, ...]
+    wall_timeout_ms: int
+    idle_timeout_ms: int
+    workloads: tuple[str, ...] = ("completion",)
+    fairness: FairnessKind = "wfq"
+    ordering: OrderingKind = "edf"
+    eviction: EvictionKind = "eta"
+    on_time_percent_min: int = 50
+    preemption: PreemptionPolicy = PreemptionPolicy()
+    breaker: BreakerPolicy | None = None
+    price_in_micros: int = 0
+    price_out_micros: int = 0
+
+    @property
+    def pool_ids(self) -> tuple[str, ...]:
+        return tuple(pool.pool_id for pool in self.pools)
+
+
+class RatePolicy(Struct, frozen=True):
+    """`rps` requests a second on average, `burst` at once."""
+
+    rps: float
+    burst: int
+
+
+class TenantPolicy(Struct, frozen=True):
+    """Weight and quotas of a tenant; None: no bound (ORCH-3036, 3075, 3077).
+
+    `max_concurrent` and `kv_mb` bound what runs: a tenant at its bound waits, it is not refused. `rate` and
+    `tokens_per_min` (prompt + asked-for output, corrected to what was made) bound what is admitted.
+    """
+
+    tenant: str
+    weight: int = 1
+    max_concurrent: int | None = None
+    rate: RatePolicy | None = None
+    tokens_per_min: int | None = None
+    kv_mb: int | None = None
+
+
+class BudgetPolicy(Struct, frozen=True):
+    """What one session may use up (ORCH-3099); None: no bound. Time is slot time."""
+
+    tokens: int | None = None
+    time_ms: int | None = None
+    cost_micros: int | None = None
+
+
+class SessionPolicy(Struct, frozen=True):
+    """How long a session lives without a task, and after how many turns its KV is given up (ORCH-3021)."""
+
+    ttl_ms: int = 600_000
+    turns_max: int = 8
+    sessions_max: int = 100_000
+    budget: BudgetPolicy = BudgetPolicy()
+
+
+class ResultPolicy(Struct, frozen=True):
+    """How long and how much of finished tasks is kept for re-attaching and idempotency."""
+
+    ttl_ms: int
+    tasks_max: int
+    bytes_max: int
+
+
+class SchedulerConfig(Struct, frozen=True):
+    """All of it. `tenants` without an entry get `default_tenant`, or are refused where that is None.
+
+    `clients` are the rates of API keys by name; a key without an entry has `default_client`.
+    """
+
+    sets: tuple[SetPolicy, ...]
+    results: ResultPolicy
+    tenants: tuple[TenantPolicy, ...] = ()
+    default_tenant: TenantPolicy | None = TenantPolicy("")
+    clients: dict[str, RatePolicy] = {}
+    default_client: RatePolicy | None = None
+    sessions: SessionPolicy = SessionPolicy()
