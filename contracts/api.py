@@ -88,18 +88,24 @@ class TaskRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     ) = None
 
 
-class Admission(Struct, frozen=True):
+class Admission(Struct, frozen=True, omit_defaults=True):
     """Body of the 202: where the task stands and when it will start.
 
     `queue_position` counts the tasks that start before this one (0: next, or running already).
     `predicted_start_ms` is milliseconds from admission. `backoff_ms` is how long a well-behaved
-    client waits before it submits more (0: no reason to wait).
+    client waits before it submits more (0: no reason to wait). `on_time_probability` is the chance
+    that the task ends before its deadline, 0 to 1. What is left of the session's budgets is told
+    where they are bounded, this task's own claim taken off (ORCH-3099).
     """
 
     task_id: str
     queue_position: int
     predicted_start_ms: int
     backoff_ms: int
+    on_time_probability: float | None = None
+    tokens_budget_remaining: int | None = None
+    time_budget_remaining_ms: int | None = None
+    cost_budget_remaining: float | None = None
 
 
 class Started(Struct, frozen=True, omit_defaults=True):
@@ -133,13 +139,27 @@ class Token(Struct, frozen=True):
 
 
 class Metrics(Struct, frozen=True, omit_defaults=True):
-    """Data of the SSE `metrics` event; every field is optional and more may come (OC-CTRL-2023)."""
+    """Data of the SSE `metrics` event; every field is optional and more may come (OC-CTRL-2023, ORCH-3100).
+
+    One comes with every start, with a preemption, and then at a steady interval. `deadline_remaining_ms`
+    is what is left until the task's own deadline; the three budgets are the session's. `preempted` says
+    that the task was stopped for a more urgent one; while it is also `resumable` it waits, and with
+    `resumed` it goes on after the tokens that were delivered (ORCH-3086).
+    """
 
     queue_depth: int | None = None
     queue_position: int | None = None
     predicted_start_ms: int | None = None
-    time_budget_remaining_ms: int | None = None
+    on_time_probability: float | None = None
+    deadline_remaining_ms: int | None = None
     kv_warmth: bool | None = None
+    kv_migrated: bool | None = None
+    tokens_budget_remaining: int | None = None
+    time_budget_remaining_ms: int | None = None
+    cost_budget_remaining: float | None = None
+    preempted: bool | None = None
+    resumable: bool | None = None
+    resumed: bool | None = None
 
 
 class End(Struct, frozen=True, omit_defaults=True):
@@ -154,7 +174,11 @@ class End(Struct, frozen=True, omit_defaults=True):
 
 
 class TaskStatus(Struct, frozen=True, omit_defaults=True):
-    """Body of `GET /v1/tasks/{id}`. `error` is set when the outcome was a failure."""
+    """Body of `GET /v1/tasks/{id}`. `error` is set when the outcome was a failure.
+
+    `why` says in one line what was last decided about the task. `preempted`: it was stopped for a
+    more urgent one; `resumable`: it has not ended and goes on where it was.
+    """
 
     task_id: str
     state: TaskState
@@ -176,3 +200,24 @@ class TaskStatus(Struct, frozen=True, omit_defaults=True):
     finish_reason: FinishReason | None = None
     error: ErrorInfo | None = None
     labels: dict[str, str] | None = None
+    why: str | None = None
+    on_time_probability: float | None = None
+    preempted: bool = False
+    resumable: bool = False
+
+
+class Session(Struct, frozen=True, omit_defaults=True):
+    """Body of `GET /v1/sessions/{id}` (ORCH-2004).
+
+    It lives `ttl_ms_remaining` more without a task. `turns` counts the tasks served since its context was
+    last given up, `kv_bytes` is what that context takes on the replica that holds it, and `kv_warmth` says
+    whether the next task may find it there (ORCH-3021, ORCH-3023). Budgets are told where they are bounded.
+    """
+
+    ttl_ms_remaining: int
+    turns: int
+    kv_bytes: int
+    kv_warmth: bool
+    tokens_budget_remaining: int | None = None
+    time_budget_remaining_ms: int | None = None
+    cost_budget_remaining: float | None = None

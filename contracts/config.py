@@ -7,19 +7,12 @@ are part of the stable shape and are accepted, but not enforced yet: `llorch che
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from contracts.api import Engine, Priority
+from contracts.api import Engine
+from contracts.config_base import Identifier, PercentOfSome, PositiveInt, Rate, Section
+from contracts.config_scheduling import AdmissionConfig, PreemptionConfig, PriceConfig, RateConfig, SessionsConfig
 from contracts.errors import PolicyLabel
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Identifier = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, unknown fields refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class QueueConfig(Section):
@@ -27,41 +20,6 @@ class QueueConfig(Section):
 
     capacity: PositiveInt = 256
     full_policy: PolicyLabel | None = None
-
-
-class PriorityConfig(Section):
-    name: Priority
-    queue_capacity: PositiveInt | None = Field(None, description="bound of this class; left out: the pool's capacity")
-    rate_limit_rps: float | None = Field(None, gt=0, description="from a later release")
-    weight: PositiveInt | None = Field(None, description="from a later release")
-
-
-class TenantConfig(Section):
-    id: Identifier
-    weight: PositiveInt = 1
-    max_concurrent: PositiveInt | None = None
-    rps: float | None = Field(None, gt=0)
-
-
-class FairnessConfig(Section):
-    kind: Literal["wfq"] = "wfq"
-    tenants: list[TenantConfig] = []
-
-
-class AdmissionConfig(Section):
-    priorities: list[PriorityConfig] = []
-    fairness: FairnessConfig | None = Field(None, description="from a later release")
-
-
-class HardRequirements(Section):
-    engine_capability: str = "interruptible_decode"
-    max_preemptions_per_min: PositiveInt = 10
-    protect_priorities: list[Priority] = []
-
-
-class PreemptionConfig(Section):
-    mode: Literal["off", "soft", "hard"] = "off"
-    hard_requirements: HardRequirements | None = None
 
 
 class TimeoutConfig(Section):
@@ -75,7 +33,7 @@ class EngineOptions(Section):
     """`binary`: path of the engine's executable; left out, the adapter finds or builds one."""
 
     binary: Path | None = None
-    args: list[str] = []
+    args: list[str] = Field([])
     ready_timeout_ms: PositiveInt = 120_000
 
 
@@ -95,24 +53,29 @@ class PoolConfig(Section):
     accelerator: Literal["gpu", "cpu-dev"] = Field(
         "gpu", description="`cpu-dev` is the explicit development carve-out (ORCH-1101)"
     )
-    devices: list[Annotated[int, Field(ge=0)]] = []
+    devices: list[Annotated[int, Field(ge=0)]] = Field([])
     tensor_split: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(None, description="from a later release")
+    zone: Identifier | None = Field(None, description="where the pool's machines stand")
+    canary_percent: PercentOfSome | None = Field(
+        None, description="share of sessions that this pool serves; left out: what the set's canaries leave"
+    )
+    price: PriceConfig = PriceConfig()
     preload: bool = True
     require_same_engine_version: bool = True
     sampler_profile_version: str = "v1"
     queue: QueueConfig = QueueConfig()
     admission: AdmissionConfig = AdmissionConfig()
-    preemption: PreemptionConfig = Field(PreemptionConfig(), description="from a later release")
+    preemption: PreemptionConfig = PreemptionConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
     engine_options: EngineOptions = EngineOptions()
 
 
 class TrustPolicyConfig(Section):
     mode: Literal["strict", "permissive"] = "strict"
-    allowed_registries: list[str] = []
+    allowed_registries: list[str] = Field([])
     require_signature: bool = True
     require_sbom: bool = True
-    ca_roots: list[str] = []
+    ca_roots: list[str] = Field([])
 
 
 class CatalogConfig(Section):
@@ -120,16 +83,24 @@ class CatalogConfig(Section):
 
 
 class KeyConfig(Section):
-    """One API key by reference: the file holds the sha256 of the key, never the key."""
+    """One API key by reference: the file holds the sha256 of the key, never the key.
+
+    `rps` and `burst` bound the requests made with it (ORCH-3006); without `rps`, `auth.rate` does.
+    """
 
     name: Identifier
     tenant: Identifier
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of the key in hex; `llorch hash-key` makes it")
+    rps: Rate | None = None
+    burst: PositiveInt | None = None
 
 
 class AuthConfig(Section):
+    """Who may call. `rate` bounds each key that has no `rps` of its own (ORCH-3006)."""
+
     enabled: bool = True
-    keys: list[KeyConfig] = []
+    keys: list[KeyConfig] = Field([])
+    rate: RateConfig | None = None
 
 
 class ServerConfig(Section):
@@ -163,4 +134,5 @@ class Config(Section):
     auth: AuthConfig = AuthConfig()
     server: ServerConfig = ServerConfig()
     results: ResultsConfig = ResultsConfig()
+    sessions: SessionsConfig = SessionsConfig()
     unknown_fields: Literal["strict", "compat"] = "strict"

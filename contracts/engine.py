@@ -51,7 +51,7 @@ class EngineSpec(Struct, frozen=True):
     """What to run: one engine, one model, one device mask.
 
     `binary` and `model_path` are resolved file paths; `args` are extra command-line arguments.
-    `cache_dir` is where the adapter may keep files between runs.
+    `zone` is where the replica stands.
     """
 
     engine: str
@@ -67,16 +67,26 @@ class EngineSpec(Struct, frozen=True):
     args: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     ready_timeout_ms: int = 120_000
+    zone: str = ""
 
 
 class EngineProperties(Struct, frozen=True):
-    """What the running engine says of itself (ORCH-3032). `model_digest` is `sha256:<hex>` of the file."""
+    """What the running engine says of itself (ORCH-3032). `model_digest` is `sha256:<hex>` of the file.
+
+    `interruptible_decode`: a stop frees the slot amid decoding (ORCH-3086). `kv_tokens` is the size of a
+    KV cache that all slots share (0: each slot has a `ctx` of its own) and `kv_token_bytes` what a token
+    takes in it (0: not known). `keeps_kv`: a prompt that goes on where an earlier one ended is not
+    computed anew, with the same result as if it were (ORCH-3009, ORCH-3045).
+    """
 
     engine_version: str
     model_digest: str
     slots: int
     ctx: int
     interruptible_decode: bool = False
+    kv_tokens: int = 0
+    kv_token_bytes: int = 0
+    keeps_kv: bool = False
 
 
 class EngineMetrics(Struct, frozen=True):

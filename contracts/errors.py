@@ -58,7 +58,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `retriable` (ORCH-3025) tells a client whether sending the same request again can help;
     `retry_after_ms` is when that is worth trying, computed from measured service times.
-    `policy_label` is always present on 429.
+    `policy_label` is always present on 429. `earliest_deadline_ms` comes with DEADLINE_UNMET: the
+    smallest `deadline_ms` that would have been accepted (ORCH-3079).
     """
 
     code: ErrorCode
@@ -68,6 +69,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     retriable: bool | None = None
     retry_after_ms: int | None = None
     policy_label: PolicyLabel | None = None
+    earliest_deadline_ms: int | None = None
 
 
 class OrchError(Exception):

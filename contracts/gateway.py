@@ -5,7 +5,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from contracts.api import Admission, End, Metrics, Started, TaskStatus, Token
+from contracts.api import Admission, End, Metrics, Session, Started, TaskStatus, Token
 from contracts.engine import GenerateRequest
 from contracts.errors import ErrorInfo
 from contracts.tasks import TaskInfo
@@ -42,7 +42,7 @@ class EventSource(Protocol):
 
 
 class Gateway(Protocol):
-    """Submit, stream, cancel and look at tasks. Methods raise `OrchError`."""
+    """Submit, stream, cancel and look at tasks, look at and end sessions. Methods raise `OrchError`."""
 
     async def submit(self, task: TaskInfo, request: GenerateRequest) -> Admission:
         """Have a task admitted."""
@@ -64,6 +64,12 @@ class Gateway(Protocol):
 
     async def task_info(self, task_id: str, tenant: str) -> TaskInfo:
         """The admitted task, as it was submitted."""
+
+    async def session(self, session_id: str, tenant: str) -> Session:
+        """How a session stands. Raises NOT_FOUND for one that has ended, or is another tenant's."""
+
+    async def close_session(self, session_id: str, tenant: str) -> None:
+        """End a session. Raises NOT_FOUND as `session` does."""
 
     async def metrics(self) -> bytes:
         """The cluster's metrics, Prometheus text format."""

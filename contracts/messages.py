@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from contracts import scheduling as core
-from contracts.api import Admission, TaskStatus
+from contracts.api import Admission, Metrics, Session, TaskStatus
 from contracts.errors import ErrorInfo
 from contracts.tasks import Outcome, ReplicaInfo, TaskInfo
 
@@ -25,7 +25,7 @@ class Frame(Struct, frozen=True, tag=True, gc=False):
 class Submit(Frame, frozen=True, gc=False):
     """`payload` is a msgpack `GenerateRequest` that the scheduler passes on unread.
 
-    `watch` asks for the task's `TaskStarted` and `TaskEnded` behind the `Admitted`.
+    `watch` asks for the task's `TaskStarted`, `TaskPaused` and `TaskEnded` behind the `Admitted`.
     """
 
     req: int
@@ -55,7 +55,7 @@ class GetTask(Frame, frozen=True, gc=False):
 
 
 class Watch(Frame, frozen=True, gc=False):
-    """Ask for `TaskStarted` and `TaskEnded` of a task; answered by `Task` and the present state."""
+    """Ask for what becomes of a task, as `Submit.watch` does; answered by `Task` and the present state."""
 
     req: int
     task_id: str
@@ -66,11 +66,35 @@ class Unwatch(Frame, frozen=True, gc=False):
     task_id: str
 
 
-class FetchTranscript(Frame, frozen=True, gc=False):
-    """Ask for the tokens of an ended task."""
+class GetPlan(Frame, frozen=True, gc=False):
+    """Ask for the planning figures of a live task; answered by `TaskPlan`, or not at all once it has ended."""
 
     req: int
     task_id: str
+    tenant: str
+
+
+class FetchTranscript(Frame, frozen=True, gc=False):
+    """Ask for the tokens of a task's ended attempts; all of them once the task has ended."""
+
+    req: int
+    task_id: str
+    tenant: str
+
+
+class GetSession(Frame, frozen=True, gc=False):
+    """Ask how a session stands; answered by `SessionFound`."""
+
+    req: int
+    session_id: str
+    tenant: str
+
+
+class CloseSession(Frame, frozen=True, gc=False):
+    """End a session; answered by `Done`."""
+
+    req: int
+    session_id: str
     tenant: str
 
 
@@ -118,6 +142,11 @@ class Task(Frame, frozen=True, gc=False):
     task: TaskInfo
 
 
+class SessionFound(Frame, frozen=True, gc=False):
+    req: int
+    session: Session
+
+
 class Transcript(Frame, frozen=True, gc=False):
     """`tokens` is a msgpack list of strings."""
 
@@ -137,7 +166,11 @@ class ReadinessReport(Frame, frozen=True, gc=False):
 
 
 class TaskStarted(Frame, frozen=True, gc=False):
-    """An attempt of a watched task runs; its tokens are at `endpoint`."""
+    """An attempt of a watched task runs; its tokens are at `endpoint`.
+
+    The first `resume_tokens` tokens are those of an earlier attempt that was preempted: they are in the
+    scheduler's transcript. `metrics` is the frame that goes to the client with the start.
+    """
 
     task_id: str
     attempt: int
@@ -146,8 +179,25 @@ class TaskStarted(Frame, frozen=True, gc=False):
     queue_position: int
     predicted_start_ms: int
     queue_time_ms: int
-    queue_depth: int
-    time_budget_remaining_ms: int
+    kv_warmth: bool
+    metrics: Metrics
+    resume_tokens: int = 0
+
+
+class TaskPaused(Frame, frozen=True, gc=False):
+    """A watched task was preempted and waits to be resumed; `metrics` says so to the client."""
+
+    task_id: str
+    attempt: int
+    metrics: Metrics
+
+
+class TaskPlan(Frame, frozen=True, gc=False):
+    """The answer to `GetPlan`: a frame for the client."""
+
+    req: int
+    task_id: str
+    metrics: Metrics
 
 
 class TaskEnded(Frame, frozen=True, gc=False):
@@ -183,10 +233,22 @@ class AttemptTranscript(Frame, frozen=True, gc=False):
     tokens: bytes
 
 
+class ResumeMismatch(Frame, frozen=True, gc=False):
+    """A resumed attempt made other tokens than the one before it; sent right before its `AttemptEnded`."""
+
+    task_id: str
+    attempt: int
+    replica_id: str
+
+
 class StartAttempt(Frame, frozen=True, gc=False):
+    """Run an attempt. Its first `resume_tokens` tokens must have the rolling digest `resume_digest`."""
+
     task_id: str
     attempt: int
     payload: bytes
+    resume_tokens: int = 0
+    resume_digest: int = 0
 
 
 class StopAttempt(Frame, frozen=True, gc=False):
@@ -260,12 +322,16 @@ ToScheduler = (
     | GetTask
     | Watch
     | Unwatch
+    | GetPlan
     | FetchTranscript
+    | GetSession
+    | CloseSession
     | GetMetrics
     | GetReadiness
     | CountRejected
     | RegisterReplica
     | AttemptTranscript
+    | ResumeMismatch
     | EngineGauges
     | core.PromptMeasured
     | core.ReplicaLoading
@@ -281,10 +347,13 @@ ToIngress = (
     | Done
     | Status
     | Task
+    | SessionFound
     | Transcript
     | MetricsText
     | ReadinessReport
     | TaskStarted
+    | TaskPaused
+    | TaskPlan
     | TaskEnded
     | TokenBatch
     | StreamOver

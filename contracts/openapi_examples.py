@@ -8,7 +8,18 @@ from uuid import UUID
 
 import msgspec
 
-from contracts.api import Admission, End, Message, Metrics, Sampling, Started, TaskRequest, TaskStatus, Token
+from contracts.api import (
+    Admission,
+    End,
+    Message,
+    Metrics,
+    Sampling,
+    Session,
+    Started,
+    TaskRequest,
+    TaskStatus,
+    Token,
+)
 from contracts.errors import ErrorInfo
 from contracts.gateway import Readiness
 
@@ -44,7 +55,14 @@ CHAT: Final = msgspec.structs.replace(
     sampling=Sampling(temperature=0.2, stop=["\n\n"]),
     labels={"app": "demo"},
 )
-ADMISSION: Final = Admission(task_id=TASK_ID, queue_position=3, predicted_start_ms=420, backoff_ms=0)
+ADMISSION: Final = Admission(
+    task_id=TASK_ID,
+    queue_position=3,
+    predicted_start_ms=420,
+    backoff_ms=0,
+    on_time_probability=0.97,
+    tokens_budget_remaining=19_200,
+)
 STARTED: Final = Started(
     queue_position=3,
     predicted_start_ms=420,
@@ -61,7 +79,17 @@ STARTED: Final = Started(
     kv_warmth=False,
 )
 TOKENS: Final = (Token(" A", 0), Token(" queue", 1))
-METRICS: Final = Metrics(queue_depth=4, time_budget_remaining_ms=29_120, kv_warmth=False)
+METRICS: Final = Metrics(
+    queue_depth=4,
+    on_time_probability=0.98,
+    deadline_remaining_ms=29_120,
+    kv_warmth=False,
+    kv_migrated=False,
+    tokens_budget_remaining=19_200,
+)
+SESSION: Final = Session(
+    ttl_ms_remaining=584_000, turns=3, kv_bytes=14_208_000, kv_warmth=True, tokens_budget_remaining=19_200
+)
 END: Final = End(tokens_out=2, decode_ms=35, finish_reason="stop", tokens_in=9)
 FINISHED: Final = TaskStatus(
     task_id=TASK_ID,
@@ -93,6 +121,18 @@ QUEUED: Final = TaskStatus(
     decode_ms=0,
     queue_position=3,
     predicted_start_ms=420,
+    why="3 ahead, starts in about 420 ms, 97% sure to be on time",
+    on_time_probability=0.97,
+)
+PREEMPTED: Final = msgspec.structs.replace(
+    QUEUED,
+    attempt=1,
+    tokens_out=17,
+    queue_position=0,
+    why="preempted, waits again; resumes in about 420 ms",
+    on_time_probability=0.9,
+    preempted=True,
+    resumable=True,
 )
 READY: Final = Readiness(ready=True, pools={POOL: "ready"})
 UNREADY: Final = Readiness(ready=False, pools={POOL: "loading"})
@@ -104,11 +144,11 @@ ERRORS: Final[dict[str, ErrorInfo]] = {
         ErrorInfo("INVALID_PARAMS", "`$.ctx`: expected `int` >= 1.", ENGINE, retriable=False),
         ErrorInfo(
             "DEADLINE_UNMET",
-            "The task cannot start before 5200 ms, which is after its deadline of 1000 ms. Allow more time.",
+            "deadline_ms 1000 cannot be met: it would start in about 4200 ms; at least 5900 is needed now",
             ENGINE,
             POOL,
             retriable=True,
-            retry_after_ms=4200,
+            earliest_deadline_ms=5900,
         ),
         ErrorInfo("UNAUTHENTICATED", "An API key is needed: send `Authorization: Bearer KEY`.", retriable=False),
         ErrorInfo("FORBIDDEN", "This API key is not known here. Check the key.", retriable=False),

@@ -24,6 +24,7 @@ _TYPES: Final = (
     api.Token,
     api.Metrics,
     api.End,
+    api.Session,
     ErrorInfo,
     Readiness,
 )
@@ -42,14 +43,28 @@ _HEADERS: Final[dict[str, tuple[str, Json]]] = {
     "WWW-Authenticate": ("The scheme to use.", {"type": "string"}),
     "X-Queue-Position": ("`queue_position` of the admission.", {"type": "integer", "minimum": 0}),
     "X-Predicted-Start-Ms": ("`predicted_start_ms` of the admission.", {"type": "integer", "minimum": 0}),
+    "X-Budget-Tokens-Remaining": (
+        "Tokens left to the session; present where they are bounded (ORCH-3099).",
+        {"type": "integer", "minimum": 0},
+    ),
+    "X-Budget-Time-Remaining-Ms": (
+        "Slot time left to the session; present where it is bounded (ORCH-3099).",
+        {"type": "integer", "minimum": 0},
+    ),
+    "X-Budget-Cost-Remaining": (
+        "Cost left to the session, in the operator's currency; present where it is bounded (ORCH-3099).",
+        {"type": "number", "minimum": 0},
+    ),
 }
+
+_BUDGETS: Final = ("X-Budget-Tokens-Remaining", "X-Budget-Time-Remaining-Ms", "X-Budget-Cost-Remaining")
 
 #: Status to component name, description, extra headers, requirement IDs.
 _FAILURES: Final[dict[int, tuple[str, str, tuple[str, ...], tuple[str, ...]]]] = {
     400: ("BadRequest", "The request cannot be served as it is; the message names field and remedy.", (), ()),
     401: ("Unauthenticated", "No API key.", ("WWW-Authenticate",), ("ORCH-3035", "OC-CTRL-2040")),
     403: ("Forbidden", "An API key that is not known or not allowed this.", (), ("ORCH-3035", "OC-CTRL-2040")),
-    404: ("NotFound", "No such task of this tenant (any more).", (), ()),
+    404: ("NotFound", "No such task or session of this tenant (any more).", (), ()),
     409: ("Conflict", "The task_id was used with another body.", (), ("ORCH-3024",)),
     413: ("TooLarge", "The body is over the limit.", (), ()),
     429: (
@@ -82,6 +97,7 @@ def build_document() -> Json:
         "servers": [{"url": "/"}],
         "tags": [
             {"name": "tasks", "description": "Submit, follow and cancel tasks."},
+            {"name": "sessions", "description": "Look at sessions and end them."},
             {"name": "service", "description": "Health, metrics and documentation. No key needed."},
         ],
         "security": [{"bearer": []}, {"apiKey": []}],
@@ -108,7 +124,13 @@ def _paths() -> Json:
                 "getTask",
                 "State, position and outcome of a task",
                 ["ORCH-2006", "ORCH-2008"],
-                {"200": _json("The task.", "TaskStatus", {"queued": ex.QUEUED, "finished": ex.FINISHED})},
+                {
+                    "200": _json(
+                        "The task.",
+                        "TaskStatus",
+                        {"queued": ex.QUEUED, "preempted": ex.PREEMPTED, "finished": ex.FINISHED},
+                    )
+                },
                 (400, 401, 403, 404, 500, 503),
             ),
         },
@@ -123,6 +145,7 @@ def _paths() -> Json:
                 (400, 401, 403, 404, 500, 503),
             ),
         },
+        "/v1/sessions/{id}": _session(),
         "/healthz": {"get": _service("healthz", "The process answers", {"200": _bare("OK.", "application/json")})},
         "/readyz": {
             "get": _service(
@@ -145,15 +168,38 @@ def _paths() -> Json:
     }
 
 
+def _session() -> Json:
+    failures = (400, 401, 403, 404, 500, 503)
+    return {
+        "parameters": [_ref("parameters", "SessionId")],
+        "get": _operation(
+            "getSession",
+            "Life, turns, kept context and budgets of a session",
+            ["ORCH-2004", "ORCH-3021", "ORCH-3023", "OC-CORE-1024"],
+            {"200": _json("The session.", "Session", {"warm": ex.SESSION})},
+            failures,
+            "sessions",
+        ),
+        "delete": _operation(
+            "endSession",
+            "End a session and give up its kept context; tasks under way go on",
+            ["ORCH-2005"],
+            {"204": _response("Ended.")},
+            failures,
+            "sessions",
+        ),
+    }
+
+
 def _submit() -> Json:
     streamed = _events("One-call mode (`Accept: text/event-stream`): admitted, and the stream follows at once.")
-    streamed["headers"] |= _headers("Location", "X-Queue-Position", "X-Predicted-Start-Ms", "X-Backoff-Ms")
+    streamed["headers"] |= _headers("Location", "X-Queue-Position", "X-Predicted-Start-Ms", "X-Backoff-Ms", *_BUDGETS)
     admitted = _json("Admitted, or admitted before with the same body.", "Admission", {"admitted": ex.ADMISSION})
-    admitted["headers"] |= _headers("Location")
+    admitted["headers"] |= _headers("Location", *_BUDGETS)
     operation = _operation(
         "submitTask",
         "Admit a task",
-        ["ORCH-2001", "ORCH-3024", "ORCH-3029", "OC-CTRL-2010", "OC-CTRL-2050"],
+        ["ORCH-2001", "ORCH-3024", "ORCH-3029", "ORCH-3099", "OC-CTRL-2010", "OC-CTRL-2050"],
         {"200": streamed, "202": admitted},
         (400, 401, 403, 409, 413, 429, 500, 503),
     )
@@ -178,7 +224,7 @@ def _stream() -> Json:
     operation = _operation(
         "streamTask",
         "Follow a task's tokens; re-attach with Last-Event-ID",
-        ["ORCH-2002", "ORCH-3029", "OC-CTRL-2020", "OC-CTRL-2021", "OC-CTRL-2022", "OC-CTRL-2023"],
+        ["ORCH-2002", "ORCH-3029", "ORCH-3100", "OC-CTRL-2020", "OC-CTRL-2021", "OC-CTRL-2022", "OC-CTRL-2023"],
         {"200": _events("The task's events.")},
         (400, 401, 403, 404, 500, 503),
     )
@@ -204,11 +250,13 @@ def _events(description: str) -> Json:
     return response
 
 
-def _operation(name: str, summary: str, ids: list[str], answers: Json, failures: tuple[int, ...]) -> Json:
+def _operation(
+    name: str, summary: str, ids: list[str], answers: Json, failures: tuple[int, ...], tag: str = "tasks"
+) -> Json:
     return {
         "operationId": name,
         "summary": summary,
-        "tags": ["tasks"],
+        "tags": [tag],
         "x-requirements": ids,
         "parameters": [_ref("parameters", "CorrelationId")],
         "responses": answers | {str(status): _ref("responses", _FAILURES[status][0]) for status in failures},
@@ -216,8 +264,8 @@ def _operation(name: str, summary: str, ids: list[str], answers: Json, failures:
 
 
 def _service(name: str, summary: str, answers: Json, ids: list[str] | None = None) -> Json:
-    operation = _operation(name, summary, [*(ids or []), "OC-CTRL-2052"], answers, (500,))
-    return operation | {"tags": ["service"], "security": []}
+    operation = _operation(name, summary, [*(ids or []), "OC-CTRL-2052"], answers, (500,), "service")
+    return operation | {"security": []}
 
 
 def _response(description: str) -> Json:
@@ -257,6 +305,14 @@ def _parameters() -> Json:
             "description": "The task's `task_id`.",
             "schema": {"type": "string", "format": "uuid"},
             "example": ex.TASK_ID,
+        },
+        "SessionId": {
+            "name": "id",
+            "in": "path",
+            "required": True,
+            "description": "The `session_id` of its tasks.",
+            "schema": {"type": "string", "format": "uuid"},
+            "example": ex.SESSION_ID,
         },
         "LastEventId": {
             "name": "Last-Event-ID",

@@ -2,17 +2,24 @@
 
 from typing import Final
 
+#: What is left of a session's budgets; the same names and meaning wherever they stand (ORCH-3099).
+BUDGETS: Final = {
+    "tokens_budget_remaining": "Tokens left to the session.",
+    "time_budget_remaining_ms": "Slot time left to the session, in milliseconds.",
+    "cost_budget_remaining": "Cost left to the session, in the operator's currency.",
+}
+
 FIELDS: Final[dict[str, dict[str, str]]] = {
     "TaskRequest": {
         "task_id": "The task's id and idempotency key (ORCH-3024). The same id with the same body is the same task.",
-        "session_id": "The conversation that the task belongs to.",
+        "session_id": "The conversation that the task belongs to; its budgets and kept context are shared (ORCH-3021).",
         "workload": "What to do: a completion takes `prompt` or `messages`; embedding and rerank take `inputs`.",
         "model_ref": "`sha256:` digest, `repo:owner/name`, or a catalog name.",
         "engine": "The engine family that serves the task (ORCH-2008).",
         "ctx": "Context size that the task needs, in tokens.",
-        "priority": "Interactive tasks start before batch tasks.",
+        "priority": "Class of the task; classes share a replica set by their weights (ORCH-3075).",
         "max_tokens": "Most tokens to generate.",
-        "deadline_ms": "Time budget from admission, in milliseconds.",
+        "deadline_ms": "By when the task is to end, in milliseconds from admission (ORCH-3079).",
         "seed": "Sampling seed. Left out: derived from `task_id`, between 0 and 2147483647 (ORCH-3045).",
         "determinism": "`strict`: a re-run must give the same tokens. `best_effort`: restart only before the first.",
         "sampler_profile_version": "Pinned set of sampler defaults.",
@@ -32,6 +39,8 @@ FIELDS: Final[dict[str, dict[str, str]]] = {
         "queue_position": "Tasks that start before this one.",
         "predicted_start_ms": "Predicted start, in milliseconds from admission.",
         "backoff_ms": "How long a well-behaved client waits before it submits more.",
+        "on_time_probability": "Chance of ending before the deadline, 0 to 1 (ORCH-3081).",
+        **BUDGETS,
     },
     "Started": {
         "queue_position": "As told at admission (ORCH-3029).",
@@ -42,10 +51,22 @@ FIELDS: Final[dict[str, dict[str, str]]] = {
         "seed": "The seed in use.",
         "attempt": "Counts from 1; grows when the task is run again on another replica.",
         "queue_time_ms": "How long the task waited.",
-        "kv_warmth": "Whether cached context was reused.",
+        "kv_warmth": "Whether the replica should still hold the session's context (ORCH-3009).",
     },
     "Token": {"t": "Text.", "i": "Index of the token; from 0, no gaps, no repeats. Equals the event's `id:`."},
-    "Metrics": {"time_budget_remaining_ms": "What is left of `deadline_ms`."},
+    "Metrics": {
+        "queue_depth": "Tasks of the same class and replica set that wait.",
+        "queue_position": "Tasks that start before this one, while it waits.",
+        "predicted_start_ms": "Predicted start, in milliseconds from now, while the task waits.",
+        "on_time_probability": "Chance of ending before the deadline, 0 to 1 (ORCH-3081).",
+        "deadline_remaining_ms": "What is left of the task's `deadline_ms`.",
+        "kv_warmth": "Whether the session's context is (while waiting: would be) found on the replica (ORCH-3009).",
+        "kv_migrated": "Always false: context is never moved between replicas (ORCH-3023).",
+        **BUDGETS,
+        "preempted": "The task was stopped for a more urgent one (ORCH-3086).",
+        "resumable": "It waits and will go on after the tokens that were delivered.",
+        "resumed": "It goes on after the tokens that were delivered.",
+    },
     "End": {
         "tokens_out": "Tokens generated.",
         "decode_ms": "From the first token to the last.",
@@ -57,6 +78,17 @@ FIELDS: Final[dict[str, dict[str, str]]] = {
         "state": "`measuring` and `queued` wait, `running` and `stopping` hold a slot, the others are final.",
         "first_token_ms": "From admission to the first token.",
         "error": "Set when the outcome was a failure.",
+        "why": "The last decision about the task in one line, for people.",
+        "on_time_probability": "Chance of ending before the deadline, 0 to 1 (ORCH-3081).",
+        "preempted": "Whether the task was stopped for a more urgent one (ORCH-3086).",
+        "resumable": "Whether it goes on after the tokens that were delivered, now or once it has a slot again.",
+    },
+    "Session": {
+        "ttl_ms_remaining": "How long the session lives on without a task (ORCH-3021).",
+        "turns": "Tasks served since its context was last given up.",
+        "kv_bytes": "What its context takes in a replica's KV cache; 0 where the engine does not tell (ORCH-3022).",
+        "kv_warmth": "Whether the next task may find that context.",
+        **BUDGETS,
     },
     "ErrorInfo": {
         "code": "Stable; what programs decide on.",
@@ -64,6 +96,9 @@ FIELDS: Final[dict[str, dict[str, str]]] = {
         "retriable": "Whether sending the same request again can help (ORCH-3025).",
         "retry_after_ms": "When that is worth trying, from measured service times.",
         "policy_label": "The full-queue policy that refused the task; always present on 429 (ORCH-2007).",
+        "earliest_deadline_ms": (
+            "With DEADLINE_UNMET: the smallest `deadline_ms` that would have been accepted (ORCH-3079)."
+        ),
     },
     "Readiness": {"pools": "State of each pool by id."},
 }

@@ -16,18 +16,25 @@ EvictionKind = Literal["eta", "lru"]
 PreemptionMode = Literal["off", "soft", "hard"]
 
 
+class RatePolicy(Struct, frozen=True):
+    """`rps` requests a second on average, `burst` at once."""
+
+    rps: float
+    burst: int
+
+
 class QueuePolicy(Struct, frozen=True):
     """One priority class within a replica set (ORCH-3004, 3005, 3075).
 
-    `weight` is its share of the set while several classes wait; `rate_limit_rps` bounds admissions of
-    the class. `slo_first_token_ms` is what a first token may take from admission (ORCH-3041).
+    `weight` is its share of the set while several classes wait; `rate` bounds admissions of the class.
+    `slo_first_token_ms` is what a first token may take from admission (ORCH-3041).
     """
 
     priority: str
     capacity: int
     full_policy: PolicyLabel
     weight: int = 1
-    rate_limit_rps: float | None = None
+    rate: RatePolicy | None = None
     slo_first_token_ms: int | None = None
 
 
@@ -87,7 +94,7 @@ class SetPolicy(Struct, frozen=True):
     fairness: FairnessKind = "wfq"
     ordering: OrderingKind = "edf"
     eviction: EvictionKind = "eta"
-    on_time_percent_min: int = 50
+    on_time_percent_min: int = 80
     preemption: PreemptionPolicy = PreemptionPolicy()
     breaker: BreakerPolicy | None = None
     price_in_micros: int = 0
@@ -96,13 +103,6 @@ class SetPolicy(Struct, frozen=True):
     @property
     def pool_ids(self) -> tuple[str, ...]:
         return tuple(pool.pool_id for pool in self.pools)
-
-
-class RatePolicy(Struct, frozen=True):
-    """`rps` requests a second on average, `burst` at once."""
-
-    rps: float
-    burst: int
 
 
 class TenantPolicy(Struct, frozen=True):

@@ -42,6 +42,7 @@ def engine_spec(pool: PoolConfig, index: int) -> EngineSpec:
         args=tuple(pool.engine_options.args),
         devices=tuple(str(device) for device in pool.devices),
         ready_timeout_ms=pool.engine_options.ready_timeout_ms,
+        zone=pool.zone or "",
     )
 
 

@@ -19,6 +19,8 @@ SHOWN = {
     "tasks_rejected_total": "reason",
     "tasks_canceled_total": "reason",
     "tokens_out_total": "pool_id",
+    "preemptions_total": "mode",
+    "deadlines_met_ratio": "priority",
 }
 
 

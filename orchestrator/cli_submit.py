@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from contracts.api import End, Started, TaskRequest, Token
+from contracts.api import End, Metrics, Started, TaskRequest, Token
 from contracts.errors import ErrorInfo, OrchError
 from orchestrator.client import CannotConnectError, Client, StreamBrokenError
 
@@ -24,7 +24,7 @@ ADVICE = {
     "UNAUTHENTICATED": "give a key: --key, LLORCH_API_KEY, or start `llorch run` in this folder",
     "FORBIDDEN": "check the key; `llorch run` makes a new development key at each start",
     "NOT_FOUND": "check the id; ended tasks are kept for a limited time only",
-    "ADMISSION_REJECT": "the queue is full: try again later",
+    "ADMISSION_REJECT": "the queue is full or a quota is used up: try again later",
     "QUEUE_FULL_DROP_LRU": "the task gave way to newer ones: submit it again",
     "POOL_UNREADY": "the engine is still loading: `llorch status` shows how far it is",
     "POOL_UNAVAILABLE": "no replica can serve this now: see `llorch status`",
@@ -35,12 +35,25 @@ ADVICE = {
 
 @dataclass
 class Summary:
-    """What the closing line tells. Times are on this machine's clock, in nanoseconds from the call."""
+    """What the closing line tells. Times are on this machine's clock, in nanoseconds from the call.
+
+    `on_time_probability` is the first that was told, `budgets` what the latest planning frame left the session.
+    """
 
     began_ns: int
     started: Started | None = None
+    on_time_probability: float | None = None
+    budgets: str = ""
+    preempted: bool = False
     first_token_ns: int | None = None
     end: End | None = None
+
+    def note(self, metrics: Metrics) -> None:
+        """Take in a planning frame (ORCH-3100)."""
+        if self.on_time_probability is None:
+            self.on_time_probability = metrics.on_time_probability
+        self.budgets = _budgets(metrics) or self.budgets
+        self.preempted = self.preempted or bool(metrics.preempted)
 
     def line(self, now_ns: int) -> str:
         """For people: tokens, times, and what it takes to repeat the task."""
@@ -54,9 +67,27 @@ class Summary:
             parts.append(f"queue position {self.started.queue_position}")
             parts.append(f"replica {self.started.replica_id}")
             parts.append(f"seed {self.started.seed}")
+        if self.on_time_probability is not None:
+            parts.append(f"{self.on_time_probability:.0%} sure to be on time")
+        if self.preempted:
+            parts.append("preempted on the way")
         if self.end:
             parts.append(f"ended by {self.end.finish_reason}")
+        if self.budgets:
+            parts.append(f"left to the session: {self.budgets}")
         return " · ".join(parts)
+
+
+def _budgets(metrics: Metrics) -> str:
+    """The bounded budgets in words (ORCH-3099)."""
+    left = []
+    if metrics.tokens_budget_remaining is not None:
+        left.append(f"{metrics.tokens_budget_remaining} tokens")
+    if metrics.time_budget_remaining_ms is not None:
+        left.append(f"{metrics.time_budget_remaining_ms / 1000:.1f} s")
+    if metrics.cost_budget_remaining is not None:
+        left.append(f"cost {metrics.cost_budget_remaining:.4f}")
+    return ", ".join(left)
 
 
 async def submit(url: str, key: str, request: TaskRequest, err: Console) -> int:
@@ -91,6 +122,8 @@ async def _show(client: Client, request: TaskRequest, err: Console) -> None:
             sys.stdout.flush()
         elif isinstance(event, Started):
             summary.started = event
+        elif isinstance(event, Metrics):
+            summary.note(event)
         elif isinstance(event, End):
             summary.end = event
     now_ns = time.monotonic_ns()
@@ -114,6 +147,8 @@ def show_error(err: Console, info: ErrorInfo) -> None:
     advice = ADVICE.get(info.code)
     if advice:
         err.print(f"  {advice}", markup=False, soft_wrap=True)
+    if info.earliest_deadline_ms:
+        err.print(f"  would be accepted with --deadline-ms {info.earliest_deadline_ms}", markup=False)
     if info.retry_after_ms:
         err.print(f"  worth trying again in {info.retry_after_ms / 1000:.1f} s", markup=False)
 

@@ -12,7 +12,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from contracts.api import Admission, End, Metrics, Started, TaskRequest, TaskStatus, Token
+from contracts.api import Admission, End, Metrics, Session, Started, TaskRequest, TaskStatus, Token
 from contracts.errors import ErrorInfo, OrchError
 from contracts.gateway import Readiness
 from orchestrator.sse import SseParser
@@ -92,6 +92,14 @@ class Client:
     async def status(self, task_id: str) -> TaskStatus:
         """State, position and outcome of a task."""
         return msgspec.json.decode(await self._call("GET", f"/v1/tasks/{task_id}"), type=TaskStatus)
+
+    async def session(self, session_id: str) -> Session:
+        """Life, turns, kept context and budgets of a session (ORCH-2004)."""
+        return msgspec.json.decode(await self._call("GET", f"/v1/sessions/{session_id}"), type=Session)
+
+    async def close_session(self, session_id: str) -> None:
+        """End a session (ORCH-2005)."""
+        await self._call("DELETE", f"/v1/sessions/{session_id}")
 
     async def readiness(self) -> Readiness:
         """Whether tasks can be served now, and what each pool is doing."""

@@ -7,9 +7,11 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from contracts.config import AuthConfig, PoolConfig
+from contracts.api import PRIORITIES
+from contracts.config import AuthConfig, Config, PoolConfig
+from contracts.config_scheduling import PreemptionConfig
+from orchestrator.config_sharing import PlacedPool, burst_problems, set_problems, tenant_problems
 from orchestrator.config_yaml import Document, Loc, Problem
-from orchestrator.sets import set_key
 
 #: Engines with an adapter in this release.
 ENGINES_AVAILABLE: Final = ("llamacpp",)
@@ -17,11 +19,11 @@ ENGINES_AVAILABLE: Final = ("llamacpp",)
 #: Models that come with the installation, for which `model_path` may be left out.
 BUNDLED_MODELS: Final = ("smollm2-135m-instruct",)
 
+#: Whose tasks they are when authentication is off, or when `llorch run` made the only key.
+KEYLESS_TENANT: Final = "default"
+
 #: Words with which the schema marks fields that are accepted but do nothing yet.
 LATER: Final = "from a later release"
-
-#: A pool with its place in the file.
-PlacedPool = tuple[Loc, PoolConfig]
 
 
 def pool_problems(document: Document, pools: list[PlacedPool], *, files: bool) -> Iterator[Problem]:
@@ -33,7 +35,8 @@ def pool_problems(document: Document, pools: list[PlacedPool], *, files: bool) -
         if files:
             yield from _file_rules(document, loc, pool)
     yield from _unique_ids(document, pools)
-    yield from _agreement_in_sets(document, pools)
+    yield from set_problems(document, pools)
+    yield from tenant_problems(document, pools)
 
 
 def _engine_rules(document: Document, loc: Loc, pool: PoolConfig) -> Iterator[Problem]:
@@ -122,31 +125,6 @@ def _unique_ids(document: Document, pools: list[PlacedPool]) -> Iterator[Problem
         seen.add(pool.id)
 
 
-def _agreement_in_sets(document: Document, pools: list[PlacedPool]) -> Iterator[Problem]:
-    """Pools of one replica set share one queue, so they must agree on how it behaves (ORCH-3007, ORCH-3046)."""
-    first: dict[str, PoolConfig] = {}
-    for loc, pool in pools:
-        other = first.setdefault(set_key(pool), pool)
-        differences: list[tuple[Loc, str, Any, Any]] = [
-            (("queue", "full_policy"), "queue.full_policy", pool.queue.full_policy, other.queue.full_policy),
-            (("timeouts", "wall_ms"), "timeouts.wall_ms", pool.timeouts.wall_ms, other.timeouts.wall_ms),
-            (("timeouts", "idle_ms"), "timeouts.idle_ms", pool.timeouts.idle_ms, other.timeouts.idle_ms),
-            (("accelerator",), "accelerator", pool.accelerator, other.accelerator),
-        ]
-        for tail, name, mine, theirs in differences:
-            if mine != theirs:
-                yield document.problem(
-                    (*loc, *tail),
-                    f"pools `{other.id}` and `{pool.id}` form one replica set but differ in {name} "
-                    f"({_shown(theirs)} and {_shown(mine)})",
-                    f"give both the same {name}, or make them different sets (model, quant, ctx, sampler profile)",
-                )
-
-
-def _shown(value: Any) -> str:
-    return "default" if value is None else str(value)
-
-
 def auth_problems(document: Document, auth: AuthConfig) -> Iterator[Problem]:
     """Keys are told apart by name and by hash (ORCH-3035)."""
     for name in ("name", "sha256"):
@@ -158,6 +136,8 @@ def auth_problems(document: Document, auth: AuthConfig) -> Iterator[Problem]:
                     ("auth", "keys", index, name), f"two keys have the same {name}", "remove or change one"
                 )
             seen.add(value)
+    for index, key in enumerate(auth.keys):
+        yield from burst_problems(document, ("auth", "keys", index), key)
 
 
 def auth_warnings(document: Document, auth: AuthConfig) -> Iterator[Problem]:
@@ -188,6 +168,62 @@ def pool_warnings(document: Document, pools: list[PlacedPool]) -> Iterator[Probl
                 yield document.problem((*loc, "devices"), "devices mean nothing with `accelerator: cpu-dev`")
         if not pool.preload:
             yield document.problem((*loc, "preload"), "`preload: false` does nothing yet: pools always preload")
+        yield from _preemption_warnings(document, (*loc, "preemption"), pool.preemption)
+
+
+def _preemption_warnings(document: Document, loc: Loc, preemption: PreemptionConfig) -> Iterator[Problem]:
+    """Bounds of hard preemption where there is none (ORCH-3086), and protection that leaves nothing of either kind."""
+    hard = preemption.hard_requirements
+    if preemption.mode != "hard":
+        set_here: list[tuple[Loc, bool]] = [
+            (("per_task_max",), "per_task_max" in preemption.model_fields_set),
+            (("hard_requirements", "engine_capability"), "engine_capability" in hard.model_fields_set),
+            (("hard_requirements", "max_preemptions_per_min"), "max_preemptions_per_min" in hard.model_fields_set),
+        ]
+        for tail, given in set_here:
+            if given:
+                yield document.problem(
+                    (*loc, *tail),
+                    f"`{tail[-1]}` means nothing with `mode: {preemption.mode}`",
+                    "it bounds `mode: hard`",
+                )
+    if preemption.mode != "off" and set(PRIORITIES[1:]) <= set(hard.protect_priorities):
+        yield document.problem(
+            (*loc, "hard_requirements", "protect_priorities"),
+            f"every class below `{PRIORITIES[0]}` is protected: preemption has nothing to take",
+            "protect fewer classes, or say `mode: off`",
+        )
+
+
+def tenant_warnings(document: Document, config: Config) -> Iterator[Problem]:
+    """Callers whose tenant is refused as unknown."""
+    fairness = [pool.admission.fairness for pool in config.pools]
+    if not any(section.unknown_tenants == "refuse" for section in fairness):
+        return
+    named = {tenant.id for section in fairness for tenant in section.tenants}
+    callers: list[tuple[Loc, str]] = [
+        (("auth", "keys", index, "tenant"), key.tenant) for index, key in enumerate(config.auth.keys)
+    ]
+    if not config.auth.enabled or not callers:
+        callers = [(("auth",), KEYLESS_TENANT)]
+    for loc, tenant in callers:
+        if tenant not in named:
+            yield document.problem(
+                loc,
+                f"tenant `{tenant}` is named in no pool, and unknown tenants are refused: all its tasks are",
+                "add it to `admission.fairness.tenants` of a pool",
+            )
+
+
+def budget_warnings(document: Document, config: Config) -> Iterator[Problem]:
+    """A budget of cost counts with prices (ORCH-3099)."""
+    prices = [price for pool in config.pools for price in (pool.price.prompt_per_1k, pool.price.output_per_1k)]
+    if config.sessions.budget.cost is not None and not any(prices):
+        yield document.problem(
+            ("sessions", "budget", "cost"),
+            "no pool has a price, so a budget of cost is never used up",
+            "give the pools a `price`, or bound `tokens` or `time_ms`",
+        )
 
 
 def later_warnings(document: Document, model: BaseModel, loc: Loc = ()) -> Iterator[Problem]:

@@ -14,8 +14,10 @@ from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from contracts.config import AuthConfig, Config, PoolConfig, Section
+from contracts.config import AuthConfig, Config, PoolConfig
+from contracts.config_base import Section
 from orchestrator import config_rules as rules
+from orchestrator.config_sharing import PlacedPool
 from orchestrator.config_yaml import Document, Loc, Problem, parse
 
 __all__ = ["ConfigError", "LoadedConfig", "Problem", "development_config", "load", "loads"]
@@ -98,6 +100,8 @@ def loads(text: str, name: str, *, base: Path, files: bool = True) -> LoadedConf
         warnings += rules.auth_warnings(document, auth)
     if config is None or problems:
         raise ConfigError(problems, warnings)
+    warnings += rules.tenant_warnings(document, config)
+    warnings += rules.budget_warnings(document, config)
     warnings += rules.later_warnings(document, config)
     config = config.model_copy(update={"pools": [pool for _, pool in pools]})
     return LoadedConfig(config, tuple(sorted(set(warnings))))
@@ -116,10 +120,10 @@ def _validate(model: type[S], data: Any, *, drop_unknown: bool) -> tuple[S | Non
     return None, errors
 
 
-def _valid_pools(data: Mapping[str, Any]) -> list[rules.PlacedPool]:
+def _valid_pools(data: Mapping[str, Any]) -> list[PlacedPool]:
     """The pools that are valid but for unknown fields: rules about them are checked whatever else is wrong."""
     entries = data.get("pools")
-    found: list[rules.PlacedPool] = []
+    found: list[PlacedPool] = []
     for index, entry in enumerate(entries if isinstance(entries, list) else []):
         pool, _ = _validate(PoolConfig, entry, drop_unknown=True)
         if pool is not None:
@@ -152,7 +156,7 @@ def _with_base(pool: PoolConfig, base: Path) -> PoolConfig:
 def _explain(document: Document, error: Any, *, ignored: bool = False) -> Problem:
     """A schema error in the reader's words."""
     loc: Loc = error["loc"]
-    name = str(loc[-1]) if loc else "file"
+    name = _named(loc)
     match error["type"]:
         case "extra_forbidden":
             known = _fields_at(loc[:-1])
@@ -174,6 +178,13 @@ def _explain(document: Document, error: Any, *, ignored: bool = False) -> Proble
         case _:
             said = error["msg"].removeprefix("Input should ").removeprefix("String should ")
             return document.problem(loc, f"`{name}` should {said}" if said != error["msg"] else f"`{name}`: {said}")
+
+
+def _named(loc: Loc) -> str:
+    """The last step of a place; an entry of a list goes by the list's name."""
+    if not loc:
+        return "file"
+    return f"{loc[-2]}[{loc[-1]}]" if isinstance(loc[-1], int) and len(loc) > 1 else str(loc[-1])
 
 
 def _fields_at(loc: Loc) -> list[str]:

@@ -17,6 +17,7 @@ from adapters.llamacpp.client import LlamaClient
 from adapters.llamacpp.command import server_arguments, server_environment
 from adapters.llamacpp.digest import model_digest
 from adapters.llamacpp.folder import SOCKET_NAME, private_folder
+from adapters.llamacpp.gguf import kv_token_bytes
 from adapters.llamacpp.models import bundled_model_path
 from adapters.llamacpp.protocol import ENGINE, completion_body, metrics_of
 from adapters.llamacpp.provision import find_engine
@@ -34,6 +35,8 @@ from contracts.engine import (
 )
 
 _HEALTH_INTERVAL_S: Final = 0.05
+#: Arguments that change what a token takes in the KV cache.
+_CACHE_TYPES: Final = ("-ctk", "--cache-type-k", "-ctv", "--cache-type-v")
 
 
 class LlamaCppAdapter:
@@ -136,15 +139,23 @@ class LlamaCppAdapter:
     # --------------------------------------------------------------- properties
 
     async def properties(self) -> EngineProperties:
-        """See `EngineAdapter` (ORCH-3032, OC-ADAPT-5011)."""
+        """See `EngineAdapter` (ORCH-3032, OC-ADAPT-5011).
+
+        Each slot has a context of its own, so no cache size is told. That a cached prompt gives the same bits as
+        a computed one is known of the CPU build with our flags alone: elsewhere the cache is not claimed.
+        """
         _, client, _ = self._running()
         props = await client.props()
+        model = Path(self._spec.model_path)
+        plain_cache = not any(argument.partition("=")[0] in _CACHE_TYPES for argument in self._spec.args)
         return EngineProperties(
             engine_version=f"llama.cpp {props.build_info}",
-            model_digest=await asyncio.to_thread(model_digest, Path(self._spec.model_path)),
+            model_digest=await asyncio.to_thread(model_digest, model),
             slots=props.total_slots,
             ctx=props.default_generation_settings.n_ctx,
             interruptible_decode=True,
+            kv_token_bytes=await asyncio.to_thread(kv_token_bytes, model) if plain_cache else 0,
+            keeps_kv=self._spec.accelerator == "cpu-dev" and not self._spec.args,
         )
 
     async def metrics(self) -> EngineMetrics:

@@ -2,10 +2,15 @@
 
 import asyncio
 import time
+from typing import Literal
 
 from contracts import scheduling as ev
+from contracts.engine import Finish
+from contracts.errors import ErrorInfo
 from contracts.tasks import Outcome
 from orchestrator.cluster.transcript import Transcript
+
+Result = Literal["finished", "stopped", "failed"]
 
 
 class Attempt:
@@ -13,10 +18,10 @@ class Attempt:
 
     __slots__ = ("ended", "first_ns", "last_ns", "number", "reported", "started_ns", "task", "task_id", "transcript")
 
-    def __init__(self, task_id: str, number: int) -> None:
+    def __init__(self, task_id: str, number: int, resume_tokens: int = 0, resume_digest: int = 0) -> None:
         self.task_id = task_id
         self.number = number
-        self.transcript = Transcript()
+        self.transcript = Transcript(resume_tokens, resume_digest)
         self.started_ns = time.monotonic_ns()
         self.first_ns = 0
         self.last_ns = 0
@@ -27,6 +32,28 @@ class Attempt:
     @property
     def key(self) -> str:
         return f"{self.task_id}/{self.number}"
+
+    def end(
+        self, replica_id: str, result: Result, transcript_bytes: int, finish: Finish | None, error: ErrorInfo | None
+    ) -> ev.AttemptEnded:
+        """The report of its end."""
+        return ev.AttemptEnded(
+            task_id=self.task_id,
+            attempt=self.number,
+            replica_id=replica_id,
+            result=result,
+            slot_free=finish is not None,
+            tokens_in=finish.tokens_in if finish else 0,
+            tokens_out=len(self.transcript.texts),
+            tokens_cached=finish.tokens_cached if finish else 0,
+            first_token_ns=self.first_ns - self.started_ns if self.first_ns else 0,
+            decode_ns=self.last_ns - self.first_ns,
+            transcript_bytes=transcript_bytes,
+            finish_reason=finish.finish_reason if finish else None,
+            stop_sequence=finish.stop_sequence if finish else None,
+            error=error,
+            digest=self.transcript.digest(),
+        )
 
 
 def outcome_of(ended: ev.AttemptEnded) -> Outcome:

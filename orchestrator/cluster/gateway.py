@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Final
 
 from contracts import messages as wire
-from contracts.api import Admission, TaskStatus
+from contracts.api import Admission, Session, TaskStatus
 from contracts.engine import GenerateRequest
 from contracts.errors import ErrorInfo
 from contracts.gateway import Readiness, StreamEvent
@@ -71,6 +71,14 @@ class ClusterGateway:
         req = self._next()
         return (await self._scheduler.ask(wire.GetTask(req, task_id, tenant), req, wire.Task)).task
 
+    async def session(self, session_id: str, tenant: str) -> Session:
+        req = self._next()
+        return (await self._scheduler.ask(wire.GetSession(req, session_id, tenant), req, wire.SessionFound)).session
+
+    async def close_session(self, session_id: str, tenant: str) -> None:
+        req = self._next()
+        await self._scheduler.ask(wire.CloseSession(req, session_id, tenant), req, wire.Done)
+
     async def metrics(self) -> bytes:
         req = self._next()
         return (await self._scheduler.ask(wire.GetMetrics(req), req, wire.MetricsText)).text
@@ -84,7 +92,7 @@ class ClusterGateway:
         self._scheduler.send(wire.CountRejected(engine, reason))
 
     async def transcript(self, task_id: str, tenant: str) -> bytes:
-        """The tokens of an ended task, a msgpack list of strings."""
+        """The tokens of a task's ended attempts, a msgpack list of strings."""
         req = self._next()
         return (await self._scheduler.ask(wire.FetchTranscript(req, task_id, tenant), req, wire.Transcript)).tokens
 
@@ -125,6 +133,11 @@ class ClusterGateway:
             if not streams:
                 del self._streams[task_id]
                 self._scheduler.send(wire.Unwatch(task_id))
+
+    def ask_plan(self, task_id: str, tenant: str) -> int:
+        req = self._next()
+        self._scheduler.send(wire.GetPlan(req, task_id, tenant))
+        return req
 
     async def subscribe(self, stream: TaskStream, started: wire.TaskStarted, first: int, credit: int) -> int:
         replica = await self._dial(started.endpoint)
@@ -187,6 +200,10 @@ class ClusterGateway:
         for stream in self._streams.get(message.task_id, ()):
             if isinstance(message, wire.TaskStarted):
                 stream.started(message)
+            elif isinstance(message, wire.TaskPlan):
+                stream.planned(message.req, message.metrics)
+            elif isinstance(message, wire.TaskPaused):
+                stream.paused(message.metrics)
             else:
                 stream.ended(message.outcome)
 

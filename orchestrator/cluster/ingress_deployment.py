@@ -33,6 +33,10 @@ class Frontend(Protocol):
 
     async def status(self, task_id: str, tenant: str) -> dict[str, Any]: ...
 
+    async def session(self, session_id: str, tenant: str) -> dict[str, Any]: ...
+
+    async def close_session(self, session_id: str, tenant: str) -> None: ...
+
 
 MakeFrontend = Callable[[Gateway], Frontend]
 
@@ -41,8 +45,9 @@ class Ingress:
     """One ingress replica. Python callers reach the methods through a Serve handle:
 
     `handle = serve.get_app_handle("llorch")`, then `handle.submit.remote({...})`,
-    `handle.options(stream=True).stream.remote(task_id)`, `handle.cancel.remote(task_id)` and
-    `handle.status.remote(task_id)`. Refusals raise `contracts.errors.OrchError`.
+    `handle.options(stream=True).stream.remote(task_id)`, `handle.cancel.remote(task_id)`,
+    `handle.status.remote(task_id)`, `handle.session.remote(session_id)` and
+    `handle.close_session.remote(session_id)`. Refusals raise `contracts.errors.OrchError`.
     """
 
     def __init__(self, make_frontend: MakeFrontend, secret: bytes, port: int, metrics_interval_ms: int) -> None:
@@ -74,6 +79,14 @@ class Ingress:
     async def status(self, task_id: str, tenant: str = "default") -> dict[str, Any]:
         """State, position and outcome, as `GET /v1/tasks/{id}` gives them."""
         return await self._frontend.status(task_id, tenant)
+
+    async def session(self, session_id: str, tenant: str = "default") -> dict[str, Any]:
+        """Life, turns, kept context and budgets, as `GET /v1/sessions/{id}` gives them."""
+        return await self._frontend.session(session_id, tenant)
+
+    async def close_session(self, session_id: str, tenant: str = "default") -> None:
+        """End a session; its tasks that are under way go on."""
+        await self._frontend.close_session(session_id, tenant)
 
 
 def ingress_app(

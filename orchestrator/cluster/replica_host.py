@@ -172,6 +172,10 @@ class ReplicaHost:
             devices=spec.devices,
             token_ns=token_ns,
             interruptible_decode=properties.interruptible_decode,
+            zone=spec.zone,
+            kv_tokens=properties.kv_tokens,
+            kv_token_bytes=properties.kv_token_bytes,
+            keeps_kv=properties.keeps_kv,
         )
 
     def _unready(self, message: str) -> ErrorInfo:

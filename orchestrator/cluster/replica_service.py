@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 import structlog
@@ -18,9 +18,9 @@ from contracts import messages as wire
 from contracts import scheduling as ev
 from contracts.engine import EngineAdapter, EngineError, EngineSpec, Finish, GenerateRequest
 from contracts.errors import ErrorCode, ErrorInfo
-from orchestrator.cluster.attempt import Attempt, outcome_of
+from orchestrator.cluster.attempt import Attempt, Result, outcome_of
 from orchestrator.cluster.connection import Connection
-from orchestrator.cluster.transcript import TokenFlow, Transcript
+from orchestrator.cluster.transcript import ResumeMismatchError, TokenFlow, Transcript
 
 log = structlog.get_logger(__name__)
 
@@ -33,8 +33,6 @@ GONE_KEPT_MAX: Final = 4096
 #: "unknown": the scheduler tells ingress and replica at the same time, and the ingress may be faster.
 EARLY_MAX: Final = 1024
 EARLY_WAIT_S: Final = 2.0
-
-Result = Literal["finished", "stopped", "failed"]
 
 _REQUEST: Final = msgspec.msgpack.Decoder(GenerateRequest)
 
@@ -62,7 +60,7 @@ class ReplicaService:
     # --------------------------------------------------------------------- attempts
 
     def start(self, message: wire.StartAttempt) -> None:
-        attempt = Attempt(message.task_id, message.attempt)
+        attempt = Attempt(message.task_id, message.attempt, message.resume_tokens, message.resume_digest)
         self._running[message.task_id] = attempt
         attempt.task = self._spawn(self._run(attempt, message.payload))
         for key, early in list(self._early.items()):
@@ -77,6 +75,9 @@ class ReplicaService:
         except EngineError as failed:
             self._end(attempt, "failed", error=failed.info)
             await self._release(attempt, check=True)
+        except ResumeMismatchError:
+            self._mismatched(attempt)
+            await self._release(attempt)
         except Exception as unexpected:  # a bug in an adapter must not lose the task
             log.exception("attempt.crashed", task_id=attempt.task_id)
             self._end(attempt, "failed", error=self._error("INTERNAL", f"the engine adapter failed: {unexpected!r}"))
@@ -88,6 +89,7 @@ class ReplicaService:
         transcript = attempt.transcript
         async for item in self._adapter.generate(attempt.key, request):
             if isinstance(item, Finish):
+                transcript.complete()
                 return item
             attempt.last_ns = time.monotonic_ns()
             if not attempt.first_ns:
@@ -95,6 +97,18 @@ class ReplicaService:
             transcript.append(item.text, item.tokens)
             self._touch(transcript)
         raise EngineError(self._error("WORKER_RESET", "the engine's stream stopped without an end"))
+
+    def _mismatched(self, attempt: Attempt) -> None:
+        """The same task made other tokens: an alarm, never silently other text (ORCH-3086, ORCH-3045)."""
+        if attempt.ended:
+            return
+        log.error("attempt.determinism_mismatch", job_id=attempt.task_id, replica_id=self._spec.replica_id)
+        self._report(wire.ResumeMismatch(attempt.task_id, attempt.number, self._spec.replica_id))
+        why = (
+            "determinism: the attempt that took up this preempted task made other tokens than the one before it;"
+            " none of them was sent. Submit the task again under a new task_id"
+        )
+        self._end(attempt, "failed", error=msgspec.structs.replace(self._error("WORKER_RESET", why), retriable=False))
 
     def _touch(self, transcript: Transcript) -> None:
         """Have new tokens sent at the end of this turn, together with those of other attempts."""
@@ -126,23 +140,9 @@ class ReplicaService:
         self._running.pop(attempt.task_id, None)
         transcript = attempt.transcript
         tokens = transcript.encoded()
-        ended = ev.AttemptEnded(
-            task_id=attempt.task_id,
-            attempt=attempt.number,
-            replica_id=self._spec.replica_id,
-            result=result,
-            slot_free=finish is not None,
-            tokens_in=finish.tokens_in if finish else 0,
-            tokens_out=len(transcript.texts),
-            tokens_cached=finish.tokens_cached if finish else 0,
-            first_token_ns=attempt.first_ns - attempt.started_ns if attempt.first_ns else 0,
-            decode_ns=attempt.last_ns - attempt.first_ns,
-            transcript_bytes=len(tokens),
-            finish_reason=finish.finish_reason if finish else None,
-            stop_sequence=finish.stop_sequence if finish else None,
-            error=error,
-        )
-        self._report(wire.AttemptTranscript(attempt.task_id, attempt.number, tokens))
+        ended = attempt.end(self._spec.replica_id, result, len(tokens), finish, error)
+        if not transcript.held:  # else what the attempt before it made is the better transcript
+            self._report(wire.AttemptTranscript(attempt.task_id, attempt.number, tokens))
         self._report(ended)
         transcript.result = result
         transcript.over = outcome_of(ended)
@@ -193,7 +193,7 @@ class ReplicaService:
             transcript: Transcript | None = attempt.transcript
         else:
             transcript = self._ended.get(key)
-        if transcript is not None and message.first <= len(transcript.texts):
+        if transcript is not None and transcript.reaches(message.first):
             self._flow.subscribe(transcript, connection, message.sid, message.first, message.credit)
         elif transcript is None and key not in self._gone and len(self._early) < EARLY_MAX:
             self._early[connection, message.sid] = message

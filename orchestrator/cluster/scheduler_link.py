@@ -21,7 +21,7 @@ PENDING_MAX: Final = 10_000
 
 Answer = TypeVar("Answer")
 Locate = Callable[[], Awaitable[wire.Endpoint]]
-Update = wire.TaskStarted | wire.TaskEnded
+Update = wire.TaskStarted | wire.TaskPaused | wire.TaskPlan | wire.TaskEnded
 
 _NO_SCHEDULER: Final = ErrorInfo(
     "POOL_UNAVAILABLE", "the scheduler cannot be reached; try again shortly", retriable=True, retry_after_ms=1000
@@ -106,7 +106,7 @@ class SchedulerLink:
         return reply
 
     def _received(self, _connection: Connection, message: Any) -> None:
-        if isinstance(message, wire.TaskStarted | wire.TaskEnded):
+        if isinstance(message, wire.TaskStarted | wire.TaskPaused | wire.TaskPlan | wire.TaskEnded):
             self._on_update(message)
             return
         future = self._pending.get(message.req)

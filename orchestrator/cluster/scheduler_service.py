@@ -9,26 +9,26 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import structlog
 
 from contracts import messages as wire
 from contracts import scheduling as ev
-from contracts.api import Admission
-from contracts.errors import ErrorInfo
 from contracts.policies import SchedulerConfig
 from orchestrator.cluster.channel import ChannelServer
 from orchestrator.cluster.connection import Connection
+from orchestrator.cluster.decisions import DecisionLog
+from orchestrator.cluster.live import LiveTask
+from orchestrator.cluster.planning import NS_PER_MS, admission_of, paused_metrics, plan, running_metrics
+from orchestrator.cluster.queries import NO_SUCH_SESSION, NO_SUCH_TASK, QUESTIONS, Queries
 from orchestrator.cluster.telemetry import Telemetry
 from orchestrator.core.scheduler import Scheduler
 
 log = structlog.get_logger(__name__)
 
-_NO_SUCH_TASK: Final = ErrorInfo(
-    "NOT_FOUND", "no such task; it was never admitted here, or its result is no longer kept", retriable=False
-)
 #: Where a replica listens that is no longer here; only ended tasks still name it.
 _NOWHERE: Final = wire.Endpoint("", "", "", 0)
-_NOT_ENDED: Final = ErrorInfo("NOT_FOUND", "the task has no transcript yet", retriable=True)
+_TEXTS: Final = msgspec.msgpack.Decoder(list[str])
 
 
 class Question(NamedTuple):
@@ -46,11 +46,14 @@ class SchedulerService:
         self._core = Scheduler(config)
         self._clock = clock
         self._server = ChannelServer(secret, wire.ToScheduler, self._opened, self._received, self._closed)
-        self._telemetry = Telemetry(config)
+        self._now_ns = 0
+        self._live: dict[str, LiveTask] = {}
+        self._telemetry = Telemetry(config, self._live)
+        self._decisions = DecisionLog(config)
         self._replicas: dict[str, Connection] = {}
         self._endpoints: dict[str, wire.Endpoint] = {}
-        self._submits: dict[str, wire.Submit] = {}
         self._transcripts: dict[str, bytes] = {}
+        self._queries = Queries(self._core, clock, self._live, self._transcripts, self._telemetry)
         self._watchers: dict[str, set[Connection]] = {}
         self._questions: dict[int, Question] = {}
         self._next_question = 0
@@ -68,47 +71,61 @@ class SchedulerService:
 
     def _tell(self, event: ev.AnyEvent) -> None:
         """Step the core with one event and carry out what it commands."""
-        now_ns = self._clock()
+        now_ns = self._now_ns = self._clock()
         commands = self._core.step(now_ns, event)
-        self._telemetry.observe(now_ns, event, commands)
+        self._telemetry.happened(event)
         for command in commands:
+            self._telemetry.decided(now_ns, command)
             _PERFORM[type(command)](self, command)
 
     def _admit(self, command: ev.Admit) -> None:
         asked = self._questions.pop(command.submission)
-        task_id = command.task_id
-        admission = Admission(task_id, command.queue_position, command.predicted_start_ms, command.backoff_ms)
-        asked.connection.send(wire.Admitted(asked.req, admission))
-        if asked.watch:
-            self._watch(asked.connection, task_id, self._submits[task_id].task.tenant)
-        if command.replayed and self._core.outcome(task_id, self._submits[task_id].task.tenant) is not None:
-            del self._submits[task_id]  # sent again after its end: nothing will run it
+        live = self._live[command.task_id]
+        task = live.task
+        if not command.replayed:
+            live.set_id = command.set_id
+            live.on_time_probability = command.on_time_probability
+            live.deadline_ns = self._now_ns + task.deadline_ms * NS_PER_MS
+            self._decisions.note(command, live)
+        asked.connection.send(wire.Admitted(asked.req, admission_of(command)))
+        if asked.watch and command.replayed:
+            self._watch(asked.connection, task.task_id, task.tenant)
+        elif asked.watch:  # whatever becomes of a new task comes behind this command
+            self._watchers.setdefault(task.task_id, set()).add(asked.connection)
+        if command.replayed and self._core.outcome(task.task_id, task.tenant) is not None:
+            del self._live[task.task_id]  # sent again after its end: nothing will run it
 
     def _reject(self, command: ev.Reject) -> None:
         asked = self._questions.pop(command.submission)
-        first = self._submits.get(command.task_id)
+        first = self._live.get(command.task_id)
         # A refused resubmission (a conflict) leaves the task that holds the id alone.
         if first is not None and self._core.task(command.task_id, first.task.tenant) is None:
-            del self._submits[command.task_id]
+            del self._live[command.task_id]
         asked.connection.send(wire.Failed(asked.req, command.error))
 
     def _measure(self, command: ev.MeasurePrompt) -> None:
-        payload = self._submits[command.task_id].payload
+        payload = self._live[command.task_id].payload
         self._replicas[command.replica_id].send(wire.Measure(command.task_id, command.measurement, payload))
 
     def _start(self, command: ev.Start) -> None:
         task_id = command.task_id
-        submit = self._submits[task_id]
-        self._replicas[command.replica_id].send(wire.StartAttempt(task_id, command.attempt, submit.payload))
-        started = self._task_started(task_id, submit.task.tenant)
-        if started is not None:
-            for connection in self._watchers.get(task_id, ()):
+        live = self._live[task_id]
+        self._decisions.note(command, live)
+        live.attempt, live.started_ns, live.replica_id = command.attempt, self._now_ns, command.replica_id
+        live.resume_tokens, live.paused = command.resume_tokens, False
+        order = wire.StartAttempt(task_id, command.attempt, live.payload, command.resume_tokens, command.resume_digest)
+        self._replicas[command.replica_id].send(order)
+        watchers = self._watchers.get(task_id)
+        started = self._task_started(task_id, live.task.tenant) if watchers else None
+        if watchers and started is not None:
+            for connection in watchers:
                 connection.send(started)
 
     def _task_started(self, task_id: str, tenant: str) -> wire.TaskStarted | None:
         view = self._core.started(self._clock(), task_id, tenant)
         if view is None:
             return None
+        live = self._live.get(task_id)
         return wire.TaskStarted(
             task_id=task_id,
             attempt=view.attempt,
@@ -116,28 +133,46 @@ class SchedulerService:
             endpoint=self._endpoints.get(view.replica.replica_id, _NOWHERE),
             queue_position=view.queue_position,
             predicted_start_ms=view.predicted_start_ms,
-            queue_time_ms=view.queue_time_ns // 1_000_000,
-            queue_depth=view.queue_depth,
-            time_budget_remaining_ms=view.time_budget_remaining_ms,
+            queue_time_ms=view.queue_time_ns // NS_PER_MS,
+            kv_warmth=view.kv_warmth,
+            metrics=running_metrics(view, resumed=view.preempted and live is not None and not live.paused),
+            resume_tokens=live.resume_tokens if live is not None else 0,
         )
 
     def _stop(self, command: ev.Stop) -> None:
+        live = self._live.get(command.task_id)
+        if live is not None:
+            self._decisions.note(command, live)
         replica = self._replicas.get(command.replica_id)
         if replica is not None:
             replica.send(wire.StopAttempt(command.task_id, command.attempt, command.reason))
 
+    def _pause(self, command: ev.Pause) -> None:
+        live = self._live[command.task_id]
+        self._decisions.note(command, live)
+        live.preempted = live.paused = True
+        paused = wire.TaskPaused(command.task_id, command.attempt, paused_metrics(command))
+        for connection in self._watchers.get(command.task_id, ()):
+            connection.send(paused)
+
     def _finish(self, command: ev.Finish) -> None:
-        self._submits.pop(command.task_id, None)
+        live = self._live.pop(command.task_id, None)
+        if live is not None:
+            self._decisions.note(command, live)
         ended = wire.TaskEnded(command.task_id, command.outcome)
         for connection in self._watchers.pop(command.task_id, ()):
             connection.send(ended)
 
     def _answer_cancel(self, command: ev.AnswerCancel) -> None:
         asked = self._questions.pop(command.request)
-        asked.connection.send(wire.Done(asked.req) if command.found else wire.Failed(asked.req, _NO_SUCH_TASK))
+        asked.connection.send(wire.Done(asked.req) if command.found else wire.Failed(asked.req, NO_SUCH_TASK))
+
+    def _answer_close(self, command: ev.AnswerClose) -> None:
+        asked = self._questions.pop(command.request)
+        asked.connection.send(wire.Done(asked.req) if command.found else wire.Failed(asked.req, NO_SUCH_SESSION))
 
     def _forget(self, command: ev.Forget) -> None:
-        self._submits.pop(command.task_id, None)
+        self._live.pop(command.task_id, None)
         self._transcripts.pop(command.task_id, None)
 
     def _refuse(self, command: ev.RefuseReplica) -> None:
@@ -168,7 +203,13 @@ class SchedulerService:
             self._tell(ev.ReplicaLost(connection.peer_id, "its connection ended"))
 
     def _received(self, connection: Connection, message: Any) -> None:
-        handler = _HANDLE[connection.role].get(type(message))
+        kind = type(message)
+        if kind in QUESTIONS and connection.role == "ingress":
+            reply = self._queries.answer(message)
+            if reply is not None:
+                connection.send(reply)
+            return
+        handler = _HANDLE[connection.role].get(kind)
         if handler is None:
             log.warning("channel.unexpected", role=connection.role, message=type(message).__name__)
             connection.close()
@@ -185,6 +226,10 @@ class SchedulerService:
         started = self._task_started(task_id, tenant)
         if started is not None:
             connection.send(started)
+        live = self._live.get(task_id)
+        metrics = plan(self._core, self._clock(), live) if live is not None and live.paused else None
+        if live is not None and metrics is not None:
+            connection.send(wire.TaskPaused(task_id, live.attempt, metrics))
         outcome = self._core.outcome(task_id, tenant)
         if outcome is not None:
             connection.send(wire.TaskEnded(task_id, outcome))
@@ -194,26 +239,22 @@ class SchedulerService:
     # ------------------------------------------------------------ from ingresses
 
     def _on_submit(self, connection: Connection, message: wire.Submit) -> None:
-        # A task sent again keeps the payload of the first time.
-        self._submits.setdefault(message.task.task_id, message)
-        self._tell(ev.TaskSubmitted(self._question(connection, message.req, watch=message.watch), message.task))
+        task = message.task
+        if task.task_id not in self._live:  # one sent again keeps the payload of the first time
+            self._live[task.task_id] = LiveTask(task, message.payload, self._clock())
+        self._tell(ev.TaskSubmitted(self._question(connection, message.req, watch=message.watch), task))
 
     def _on_cancel(self, connection: Connection, message: wire.Cancel) -> None:
         self._tell(ev.CancelRequested(self._question(connection, message.req), message.task_id, message.tenant))
 
-    def _on_status(self, connection: Connection, message: wire.GetStatus) -> None:
-        status = self._core.status(self._clock(), message.task_id, message.tenant)
-        reply = wire.Failed(message.req, _NO_SUCH_TASK) if status is None else wire.Status(message.req, status)
-        connection.send(reply)
-
-    def _on_task(self, connection: Connection, message: wire.GetTask) -> None:
-        task = self._core.task(message.task_id, message.tenant)
-        connection.send(wire.Failed(message.req, _NO_SUCH_TASK) if task is None else wire.Task(message.req, task))
+    def _on_close_session(self, connection: Connection, message: wire.CloseSession) -> None:
+        question = self._question(connection, message.req)
+        self._tell(ev.SessionCloseRequested(question, message.session_id, message.tenant))
 
     def _on_watch(self, connection: Connection, message: wire.Watch) -> None:
         task = self._core.task(message.task_id, message.tenant)
         if task is None:
-            connection.send(wire.Failed(message.req, _NO_SUCH_TASK))
+            connection.send(wire.Failed(message.req, NO_SUCH_TASK))
             return
         connection.send(wire.Task(message.req, task))
         self._watch(connection, task.task_id, task.tenant)
@@ -224,21 +265,6 @@ class SchedulerService:
             watchers.discard(connection)
             if not watchers:
                 del self._watchers[message.task_id]
-
-    def _on_fetch(self, connection: Connection, message: wire.FetchTranscript) -> None:
-        if self._core.task(message.task_id, message.tenant) is None:
-            connection.send(wire.Failed(message.req, _NO_SUCH_TASK))
-        elif message.task_id not in self._transcripts:
-            connection.send(wire.Failed(message.req, _NOT_ENDED))
-        else:
-            connection.send(wire.Transcript(message.req, self._transcripts[message.task_id]))
-
-    def _on_metrics(self, connection: Connection, message: wire.GetMetrics) -> None:
-        connection.send(wire.MetricsText(message.req, self._telemetry.render(self._core)))
-
-    def _on_readiness(self, connection: Connection, message: wire.GetReadiness) -> None:
-        report = wire.ReadinessReport(message.req, self._core.is_ready(), self._core.readiness())
-        connection.send(report)
 
     def _on_rejected(self, _connection: Connection, message: wire.CountRejected) -> None:
         self._telemetry.count_rejected(message.engine, message.reason)
@@ -254,16 +280,34 @@ class SchedulerService:
         self._endpoints[message.replica_id] = message.endpoint
 
     def _on_transcript(self, _connection: Connection, message: wire.AttemptTranscript) -> None:
-        submit = self._submits.get(message.task_id)
-        view = self._core.started(self._clock(), message.task_id, submit.task.tenant) if submit else None
-        if view is not None and view.attempt == message.attempt:
-            self._transcripts[message.task_id] = message.tokens
+        task_id = message.task_id
+        live = self._live.get(task_id)
+        if live is None or live.attempt != message.attempt:
+            return
+        before = self._transcripts.get(task_id)
+        if live.resume_tokens and before is not None:
+            self._transcripts[task_id] = _joined(before, message.tokens, live.resume_tokens)
+        else:
+            self._transcripts[task_id] = message.tokens
+
+    def _on_mismatch(self, _connection: Connection, message: wire.ResumeMismatch) -> None:
+        self._telemetry.count_mismatch(message.replica_id)
 
     def _on_gauges(self, _connection: Connection, message: wire.EngineGauges) -> None:
         self._telemetry.gauges(message)
+        if message.kv_cache_usage_ratio is not None:
+            self._tell(ev.ReplicaReported(message.replica_id, round(message.kv_cache_usage_ratio * 1000)))
 
     def _on_event(self, _connection: Connection, message: ev.AnyEvent) -> None:
         self._tell(message)
+
+
+def _joined(before: bytes, after: bytes, resumed_at: int) -> bytes:
+    """One transcript of an attempt and the one that resumed it.
+
+    Both have the same text up to there, but perhaps not in the same tokens, and clients count tokens.
+    """
+    return wire.encode(_TEXTS.decode(before)[:resumed_at] + _TEXTS.decode(after)[resumed_at:])
 
 
 _PERFORM: Final[dict[type, Callable[[SchedulerService, Any], None]]] = {
@@ -272,8 +316,10 @@ _PERFORM: Final[dict[type, Callable[[SchedulerService, Any], None]]] = {
     ev.MeasurePrompt: SchedulerService._measure,
     ev.Start: SchedulerService._start,
     ev.Stop: SchedulerService._stop,
+    ev.Pause: SchedulerService._pause,
     ev.Finish: SchedulerService._finish,
     ev.AnswerCancel: SchedulerService._answer_cancel,
+    ev.AnswerClose: SchedulerService._answer_close,
     ev.Forget: SchedulerService._forget,
     ev.RefuseReplica: SchedulerService._refuse,
     ev.SetTimer: SchedulerService._set_timer,
@@ -283,18 +329,15 @@ _HANDLE: Final[dict[str, dict[type, Callable[[SchedulerService, Connection, Any]
     "ingress": {
         wire.Submit: SchedulerService._on_submit,
         wire.Cancel: SchedulerService._on_cancel,
-        wire.GetStatus: SchedulerService._on_status,
-        wire.GetTask: SchedulerService._on_task,
+        wire.CloseSession: SchedulerService._on_close_session,
         wire.Watch: SchedulerService._on_watch,
         wire.Unwatch: SchedulerService._on_unwatch,
-        wire.FetchTranscript: SchedulerService._on_fetch,
-        wire.GetMetrics: SchedulerService._on_metrics,
-        wire.GetReadiness: SchedulerService._on_readiness,
         wire.CountRejected: SchedulerService._on_rejected,
     },
     "replica": {
         wire.RegisterReplica: SchedulerService._on_register,
         wire.AttemptTranscript: SchedulerService._on_transcript,
+        wire.ResumeMismatch: SchedulerService._on_mismatch,
         wire.EngineGauges: SchedulerService._on_gauges,
         ev.ReplicaReady: SchedulerService._on_event,
         ev.ReplicaLoading: SchedulerService._on_event,

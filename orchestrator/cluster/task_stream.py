@@ -4,6 +4,9 @@ The scheduler says that an attempt runs and where, and how the task ended; the r
 tokens and, when the engine finished, the end. Only `finished` ends a stream by itself: every
 other end is the scheduler's verdict. Tokens that the replica can no longer give come from the
 transcript that the scheduler keeps.
+
+A preempted task is taken up by another attempt. What came before it is not sent again: a stream that
+lacks some of it takes it from the transcript, and the new attempt's tokens follow (ORCH-3086).
 """
 
 import asyncio
@@ -14,7 +17,7 @@ from typing import Final, Protocol
 import msgspec
 
 from contracts import messages as wire
-from contracts.api import End, Metrics, Started, TaskStatus
+from contracts.api import End, Metrics, Started
 from contracts.errors import ErrorInfo, OrchError
 from contracts.gateway import StreamEvent, Tokens
 from contracts.tasks import Outcome, TaskInfo
@@ -40,10 +43,10 @@ class StreamSource(Protocol):
         """Stop a subscription."""
 
     async def transcript(self, task_id: str, tenant: str) -> bytes:
-        """The tokens of an ended task."""
+        """The tokens of a task's ended attempts."""
 
-    async def status(self, task_id: str, tenant: str) -> TaskStatus:
-        """Where a waiting task stands."""
+    def ask_plan(self, task_id: str, tenant: str) -> int:
+        """Ask how the task stands; what comes under the number returned is told to `TaskStream.planned`."""
 
 
 class TaskStream:
@@ -52,7 +55,7 @@ class TaskStream:
     def __init__(self, source: StreamSource, after: int, metrics_interval_s: float) -> None:
         self._source = source
         self._metrics_interval_s = metrics_interval_s
-        self._next = after + 1
+        self._first = self._next = after + 1
         self._wake = asyncio.Event()
         self._started: wire.TaskStarted | None = None
         self._attempt = 0
@@ -62,12 +65,26 @@ class TaskStream:
         self._consumed = 0
         self._over: wire.StreamOver | None = None
         self._outcome: Outcome | None = None
+        self._paused: Metrics | None = None
+        self._plan: Metrics | None = None
+        self._asked = 0
+        self._ticker: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------ told by the gateway
 
     def started(self, message: wire.TaskStarted) -> None:
         self._started = message
         self._wake.set()
+
+    def paused(self, metrics: Metrics) -> None:
+        self._paused = metrics
+        self._wake.set()
+
+    def planned(self, req: int, metrics: Metrics) -> None:
+        # Other streams of the task ask too; each takes its own answer only.
+        if req == self._asked:
+            self._plan = metrics
+            self._wake.set()
 
     def ended(self, outcome: Outcome) -> None:
         self._outcome = outcome
@@ -89,21 +106,23 @@ class TaskStream:
 
     async def events(self, task: TaskInfo) -> AsyncGenerator[StreamEvent]:
         """Everything from token `after + 1` on, ending with one `End` or `ErrorInfo`."""
+        self._tick(task, ask=False)
         try:
             while True:
-                if self._started is not None and self._started.attempt > self._attempt:
-                    started = self._started
-                    self._attempt = started.attempt
-                    if self._outcome is None:
-                        await self._subscribe(started)
-                    yield _started(started, task)
-                    yield Metrics(
-                        queue_depth=started.queue_depth,
-                        time_budget_remaining_ms=started.time_budget_remaining_ms,
-                        kv_warmth=False,
-                    )
                 if self._texts:
                     yield self._take()
+                    continue
+                if self._paused is not None:
+                    paused, self._paused = self._paused, None
+                    yield paused
+                    continue
+                if self._started is not None and self._started.attempt > self._attempt:
+                    started = self._started
+                    await self._enter(started, task)
+                    # Once per stream: what follows a preemption is the same stream to the client.
+                    if self._next == self._first:
+                        yield _started(started, task)
+                    yield started.metrics
                     continue
                 end = self._end()
                 if end is not None:
@@ -113,10 +132,23 @@ class TaskStream:
                     for event in await self._from_transcript(task, self._outcome):
                         yield event
                     return
-                if self._outcome is None and not await self._news():
-                    yield await self._position(task)
+                if self._plan is not None:
+                    planned, self._plan = self._plan, None
+                    yield planned
+                elif self._outcome is None:
+                    self._wake.clear()
+                    await self._wake.wait()
         finally:
+            if self._ticker is not None:
+                self._ticker.cancel()
             self._unsubscribe()
+
+    def _tick(self, task: TaskInfo, *, ask: bool = True) -> None:
+        """Ask for planning figures once an interval; tokens do not wait for the answer (ORCH-3100)."""
+        loop = asyncio.get_running_loop()
+        self._ticker = loop.call_later(self._metrics_interval_s, self._tick, task)
+        if ask:
+            self._asked = self._source.ask_plan(task.task_id, task.tenant)
 
     def _take(self) -> Tokens:
         texts, self._texts = self._texts, []
@@ -136,19 +168,6 @@ class TaskStream:
             return None
         return _terminal(self._outcome)
 
-    async def _news(self) -> bool:
-        """Wait for something to happen; false when a waiting client should hear where it stands."""
-        self._wake.clear()
-        if self._attempt:
-            await self._wake.wait()
-            return True
-        try:
-            async with asyncio.timeout(self._metrics_interval_s):
-                await self._wake.wait()
-        except TimeoutError:
-            return False
-        return True
-
     async def _tail(self, outcome: Outcome) -> bool:
         """Wait for the tokens still under way; false when the replica will not send them."""
         if not self._sid or self._over is not None or self._next >= outcome.tokens_out:
@@ -159,10 +178,6 @@ class TaskStream:
                 await self._wake.wait()
                 return True
         return False
-
-    async def _position(self, task: TaskInfo) -> Metrics:
-        status = await self._source.status(task.task_id, task.tenant)
-        return Metrics(queue_position=status.queue_position, predicted_start_ms=status.predicted_start_ms)
 
     async def _from_transcript(self, task: TaskInfo, outcome: Outcome) -> list[StreamEvent]:
         """What is left of an ended task, from the scheduler's store."""
@@ -179,13 +194,22 @@ class TaskStream:
 
     # ------------------------------------------------------------------- subscription
 
-    async def _subscribe(self, started: wire.TaskStarted) -> None:
+    async def _enter(self, started: wire.TaskStarted, task: TaskInfo) -> None:
+        """Go over to an attempt: what of the one before is still missing, then the new one's tokens."""
+        self._attempt = started.attempt
         self._unsubscribe()
         self._over = None
         self._consumed = 0
+        if self._outcome is not None:
+            return
+        if self._next < started.resume_tokens:
+            with contextlib.suppress(OrchError):  # the new attempt makes these tokens too
+                texts = _TEXTS.decode(await self._source.transcript(task.task_id, task.tenant))
+                self._texts = texts[self._next : started.resume_tokens]
+        self._received = self._next + len(self._texts)
         # A replica that cannot be reached is the scheduler's to judge; its verdict will come.
         with contextlib.suppress(ConnectionError):
-            self._sid = await self._source.subscribe(self, started, self._next, CREDIT_TOKENS)
+            self._sid = await self._source.subscribe(self, started, self._received, CREDIT_TOKENS)
 
     def _unsubscribe(self) -> None:
         if self._sid:
@@ -221,6 +245,6 @@ def _started(started: wire.TaskStarted, task: TaskInfo) -> Started:
         attempt=started.attempt,
         sampler_profile_version=replica.sampler_profile_version,
         queue_time_ms=started.queue_time_ms,
-        kv_warmth=False,
+        kv_warmth=started.kv_warmth,
         labels=task.labels,
     )

@@ -4,9 +4,9 @@ One registry in the scheduler covers the whole path: what replicas measured arri
 reports, what ingresses refuse by themselves is counted here on their behalf.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
-import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from contracts import scheduling as ev
@@ -14,31 +14,29 @@ from contracts.errors import HTTP_STATUS
 from contracts.messages import EngineGauges
 from contracts.policies import SchedulerConfig
 from contracts.tasks import ReplicaInfo
+from orchestrator.cluster.live import LiveTask
+from orchestrator.cluster.ratios import Promises
 from orchestrator.core.scheduler import Scheduler
 
 _MS_BUCKETS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 900, 1500, 2500, 5000, 10_000, 30_000, 60_000, 300_000)
 _PLACED = ("engine", "engine_version", "pool_id", "replica_id")
 _QUEUED = ("engine", "engine_version", "pool_id", "priority")
-
-
-class _Live(msgspec.Struct, gc=False):
-    """What the metrics need of a task between its submission and its end."""
-
-    engine: str
-    priority: str
-    submitted_ns: int
-    started_ns: int = 0
-    replica_id: str = ""
+#: Values of the label `tenant`, with the one that takes the rest.
+TENANT_LABELS_MAX: Final = 256
+OTHER: Final = "other"
+BREAKER_STATES: Final = ("closed", "open", "half-open")
 
 
 class Telemetry:
-    """Counts what happens; `render` gives the Prometheus text page."""
+    """Counts what happens; `render` gives the Prometheus text page. `live` is read, never changed."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, live: Mapping[str, LiveTask]) -> None:
         self._sets = {policy.set_id: policy for policy in config.sets}
+        self._engines = {pool_id: policy.engine for policy in config.sets for pool_id in policy.pool_ids}
+        self._live = live
         self._versions: dict[str, str] = {}
         self._replicas: dict[str, ReplicaInfo] = {}
-        self._live: dict[str, _Live] = {}
+        self._tenants: dict[str, None] = {}
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they are not in the contract
         self.registry = CollectorRegistry()
         self._enqueued = self._counter("tasks_enqueued_total", "tasks admitted", (*_PLACED, "priority"))
@@ -48,86 +46,72 @@ class Telemetry:
         self._backpressure = self._counter(
             "admission_backpressure_events_total", "full-queue policies applied", ("engine", "policy")
         )
+        self._preemptions = self._counter(
+            "preemptions_total",
+            "waiting tasks dropped (soft) and attempts stopped (hard) for others",
+            ("mode", "engine"),
+        )
+        self._resumptions = self._counter("resumptions_total", "preempted tasks that went on", ("engine",))
+        self._mismatches = self._counter(
+            "determinism_mismatches_total", "resumed attempts that made other tokens than before", ("engine",)
+        )
         self._tokens_in = self._counter("tokens_in_total", "prompt tokens", _PLACED)
         self._tokens_out = self._counter("tokens_out_total", "generated tokens", _PLACED)
-        self._depth = Gauge("queue_depth", "tasks waiting", _QUEUED, registry=self.registry)
-        self._kv = Gauge("kv_cache_usage_ratio", "KV cache in use, 0 to 1", _PLACED, registry=self.registry)
-        self._first = Histogram(
-            "latency_first_token_ms",
-            "admission to first token",
-            _QUEUED,
-            buckets=_MS_BUCKETS,
-            registry=self.registry,
+        self._depth = self._gauge("queue_depth", "tasks waiting", _QUEUED)
+        self._kv = self._gauge("kv_cache_usage_ratio", "KV cache in use, 0 to 1", _PLACED)
+        self._share = self._gauge(
+            "admission_share", "share of the service that went to a tenant's class, 0 to 1", ("tenant", "priority")
         )
-        self._decode = Histogram(
-            "latency_decode_ms", "first token to last", _QUEUED, buckets=_MS_BUCKETS, registry=self.registry
+        self._breaker = self._gauge(
+            "breaker_state", "1 for the state that a pool's breaker is in", ("engine", "pool_id", "priority", "state")
         )
+        self._first = self._histogram("latency_first_token_ms", "admission to first token")
+        self._decode = self._histogram("latency_decode_ms", "first token to last")
+        self._promises = Promises(config, self.registry)
 
     def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
+    def _gauge(self, name: str, text: str, labels: Sequence[str]) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(name, text, _QUEUED, buckets=_MS_BUCKETS, registry=self.registry)
+
+    # ------------------------------------------------------------- told by the shell
+
     def count_rejected(self, engine: str, reason: str) -> None:
         self._rejected.labels(engine, reason).inc()
+
+    def count_mismatch(self, replica_id: str) -> None:
+        replica = self._replicas.get(replica_id)
+        self._mismatches.labels(replica.engine if replica is not None else "unknown").inc()
 
     def gauges(self, scrape: EngineGauges) -> None:
         replica = self._replicas.get(scrape.replica_id)
         if replica is not None and scrape.kv_cache_usage_ratio is not None:
             self._kv.labels(*_placed(replica)).set(scrape.kv_cache_usage_ratio)
 
-    def observe(self, now_ns: int, event: ev.AnyEvent, commands: Sequence[ev.AnyCommand]) -> None:
-        """Account one step of the core."""
-        known = False
-        if isinstance(event, ev.TaskSubmitted):
-            task = event.task
-            known = task.task_id in self._live
-            self._live.setdefault(task.task_id, _Live(task.engine, task.priority, now_ns))
+    def happened(self, event: ev.AnyEvent) -> None:
+        """Account an event, before the core's commands about it."""
+        if isinstance(event, ev.AttemptEnded):
+            self._attempt_ended(event)
         elif isinstance(event, ev.ReplicaReady):
             self._replica_ready(event.replica)
-        elif isinstance(event, ev.AttemptEnded):
-            self._attempt_ended(event)
-        for command in commands:
-            if isinstance(command, ev.Admit) and not command.replayed:
-                self._admitted(command)
-            elif isinstance(command, ev.Admit) and not known:
-                self._live.pop(command.task_id, None)  # an ended task sent again
-            elif isinstance(command, ev.Reject):
-                self._refused(command)
-            elif isinstance(command, ev.Start):
-                self._attempt_started(now_ns, command)
-            elif isinstance(command, ev.Finish):
-                self._finished(command)
+
+    def decided(self, now_ns: int, command: ev.AnyCommand) -> None:
+        """Account a command, before it is carried out."""
+        count = _COUNT.get(type(command))
+        if count is not None:
+            count(self, now_ns, command)
+
+    # ---------------------------------------------------------------------- events
 
     def _replica_ready(self, replica: ReplicaInfo) -> None:
         self._replicas[replica.replica_id] = replica
         for set_id, policy in self._sets.items():
             if replica.pool_id in policy.pool_ids:
                 self._versions[set_id] = replica.engine_version
-
-    def _queued(self, set_id: str, engine: str, priority: str) -> tuple[str, str, str, str]:
-        pools = "+".join(self._sets[set_id].pool_ids)
-        return engine, self._versions.get(set_id, ""), pools, priority
-
-    def _admitted(self, command: ev.Admit) -> None:
-        live = self._live[command.task_id]
-        engine, version, pools, priority = self._queued(command.set_id, live.engine, live.priority)
-        self._enqueued.labels(engine, version, pools, "", priority).inc()
-
-    def _refused(self, command: ev.Reject) -> None:
-        error = command.error
-        live = self._live.get(command.task_id)
-        engine = error.engine or (live.engine if live is not None else "unknown")
-        self.count_rejected(engine, error.code)
-        if HTTP_STATUS[error.code] == 429 and error.policy_label is not None:
-            self._backpressure.labels(engine, error.policy_label).inc()
-        # A refusal of a live task's id (a conflict) must not end the accounting of that task.
-        if error.code != "TASK_ID_CONFLICT":
-            self._live.pop(command.task_id, None)
-
-    def _attempt_started(self, now_ns: int, command: ev.Start) -> None:
-        replica = self._replicas[command.replica_id]
-        live = self._live[command.task_id]
-        live.started_ns, live.replica_id = now_ns, command.replica_id
-        self._started.labels(*_placed(replica), live.priority).inc()
 
     def _attempt_ended(self, event: ev.AttemptEnded) -> None:
         live = self._live.get(event.task_id)
@@ -136,35 +120,100 @@ class Telemetry:
             return
         self._tokens_in.labels(*_placed(replica)).inc(event.tokens_in)
         self._tokens_out.labels(*_placed(replica)).inc(event.tokens_out)
-        labels = (replica.engine, replica.engine_version, replica.pool_id, live.priority)
-        if event.first_token_ns:
+        labels = (replica.engine, replica.engine_version, replica.pool_id, live.task.priority)
+        if event.first_token_ns and not live.resume_tokens:
             waited_ns = live.started_ns - live.submitted_ns
             self._first.labels(*labels).observe((waited_ns + event.first_token_ns) / 1e6)
         if event.result == "finished":
             self._decode.labels(*labels).observe(event.decode_ns / 1e6)
 
-    def _finished(self, command: ev.Finish) -> None:
-        live = self._live.pop(command.task_id, None)
+    # -------------------------------------------------------------------- commands
+
+    def _admitted(self, _now_ns: int, command: ev.Admit) -> None:
+        if not command.replayed:
+            task = self._live[command.task_id].task
+            engine, version, pools, priority = self._queued(command.set_id, task.engine, task.priority)
+            self._enqueued.labels(engine, version, pools, "", priority).inc()
+
+    def _refused(self, _now_ns: int, command: ev.Reject) -> None:
+        error = command.error
+        live = self._live.get(command.task_id)
+        engine = error.engine or (live.task.engine if live is not None else "unknown")
+        self.count_rejected(engine, error.code)
+        if HTTP_STATUS[error.code] == 429 and error.policy_label is not None:
+            self._backpressure.labels(engine, error.policy_label).inc()
+
+    def _attempt_started(self, _now_ns: int, command: ev.Start) -> None:
+        live = self._live[command.task_id]
+        self._started.labels(*_placed(self._replicas[command.replica_id]), live.task.priority).inc()
+        if live.paused:
+            self._resumptions.labels(live.task.engine).inc()
+
+    def _paused(self, _now_ns: int, command: ev.Pause) -> None:
+        self._preemptions.labels("hard", self._live[command.task_id].task.engine).inc()
+
+    def _finished(self, now_ns: int, command: ev.Finish) -> None:
+        live = self._live.get(command.task_id)
         if live is None:
             return
-        outcome = command.outcome
+        outcome, engine = command.outcome, live.task.engine
+        label = outcome.error.policy_label if outcome.error is not None else None
+        self._promises.ended(now_ns, live, outcome)
         if outcome.state == "canceled":
             replica = self._replicas.get(live.replica_id)
-            placed = (
-                _placed(replica) if replica else (live.engine, "", "+".join(self._sets[command.set_id].pool_ids), "")
-            )
+            placed = _placed(replica) if replica else (engine, "", "+".join(self._sets[command.set_id].pool_ids), "")
             self._canceled.labels(*placed, "client").inc()
-        elif outcome.state == "dropped" and outcome.error is not None and outcome.error.policy_label is not None:
-            self._backpressure.labels(live.engine, outcome.error.policy_label).inc()
+        elif outcome.state == "dropped" and label is not None:
+            self._backpressure.labels(engine, label).inc()
+            if label == "shed-low-priority":  # waiting work of a lower class gave way (ORCH-3085)
+                self._preemptions.labels("soft", engine).inc()
 
-    def render(self, core: Scheduler) -> bytes:
-        """The page, Prometheus text format 0.0.4; queue depths are read from the core now."""
+    # ------------------------------------------------------------------------ page
+
+    def render(self, core: Scheduler, now_ns: int) -> bytes:
+        """The page, Prometheus text format 0.0.4; depths, shares and breakers are read from the core now."""
         self._depth.clear()
         for set_id, policy in self._sets.items():
             for queue in policy.queues:
                 labels = self._queued(set_id, policy.engine, queue.priority)
                 self._depth.labels(*labels).set(core.queue_depth(set_id, queue.priority))
+        self._promises.render()
+        self._share.clear()
+        for (tenant, priority), share in self._shares(core.shares()).items():
+            self._share.labels(tenant, priority).set(share)
+        for pool_id, priority, state in core.breakers(now_ns):
+            for name in BREAKER_STATES:
+                self._breaker.labels(self._engines[pool_id], pool_id, priority, name).set(name == state)
         return generate_latest(self.registry)
+
+    def _shares(self, shares: list[tuple[str, str, str, float]]) -> dict[tuple[str, str], float]:
+        """Shares by the metric's labels, which do not name the set: the mean over sets that served anything."""
+        served = [line for line in shares if line[3] > 0]
+        sets = len({set_id for set_id, *_ in served})
+        summed: dict[tuple[str, str], float] = {}
+        for _, priority, tenant, share in served:
+            key = (self._tenant_label(tenant), priority)
+            summed[key] = summed.get(key, 0.0) + share / sets
+        return summed
+
+    def _tenant_label(self, tenant: str) -> str:
+        """The first tenants are named, so that series do not come and go; all others share a label."""
+        if tenant not in self._tenants and len(self._tenants) < TENANT_LABELS_MAX - 1:
+            self._tenants[tenant] = None
+        return tenant if tenant in self._tenants else OTHER
+
+    def _queued(self, set_id: str, engine: str, priority: str) -> tuple[str, str, str, str]:
+        pools = "+".join(self._sets[set_id].pool_ids)
+        return engine, self._versions.get(set_id, ""), pools, priority
+
+
+_COUNT: Final[dict[type, Callable[[Telemetry, int, Any], None]]] = {
+    ev.Admit: Telemetry._admitted,
+    ev.Reject: Telemetry._refused,
+    ev.Start: Telemetry._attempt_started,
+    ev.Pause: Telemetry._paused,
+    ev.Finish: Telemetry._finished,
+}
 
 
 def _placed(replica: ReplicaInfo) -> tuple[str, str, str, str]:

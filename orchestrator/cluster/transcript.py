@@ -3,6 +3,9 @@
 The replica keeps the whole transcript while the attempt runs, so a subscription is just a
 position in it: credit bounds what is under way to an ingress, and a slow reader costs nothing
 here and holds up nobody else.
+
+An attempt that takes up a preempted one makes that one's tokens again. Until they have been compared,
+nothing of it is sent to anyone (ORCH-3086).
 """
 
 import zlib
@@ -32,11 +35,21 @@ class Subscription:
         self.credit = credit
 
 
-class Transcript:
-    """Append-only list of token texts with a rolling digest; `over` is set once, at the end."""
+class ResumeMismatchError(Exception):
+    """A resumed attempt did not make again what the preempted one had made."""
 
-    def __init__(self) -> None:
+
+class Transcript:
+    """Append-only list of token texts with a rolling digest; `over` is set once, at the end.
+
+    `held` while the first `resume_tokens` tokens have not been found to have the digest `resume_digest`.
+    """
+
+    def __init__(self, resume_tokens: int = 0, resume_digest: int = 0) -> None:
         self.texts: list[str] = []
+        self.held = resume_tokens > 0
+        self._resume_tokens = resume_tokens
+        self._resume_digest = resume_digest
         self.over: Outcome | None = None
         self.result: Literal["finished", "stopped", "failed"] = "failed"
         self.subscriptions: list[Subscription] = []
@@ -44,10 +57,45 @@ class Transcript:
         self._digested = 0
 
     def append(self, text: str, tokens: int) -> None:
-        """Add what the engine sent: `tokens` tokens whose text came with the last of them."""
+        """Add what the engine sent: `tokens` tokens whose text came with the last of them.
+
+        Raises ResumeMismatchError as soon as a resumed attempt is known to differ.
+        """
         if tokens > 1:
             self.texts.extend([""] * (tokens - 1))
         self.texts.append(text)
+        if self.held and len(self.texts) >= self._resume_tokens:
+            self._compare()
+
+    def complete(self) -> None:
+        """The engine has ended the text. Raises ResumeMismatchError where the earlier attempt had made more."""
+        if self.held:
+            raise ResumeMismatchError
+
+    def reaches(self, first: int) -> bool:
+        """Whether token `first` may follow what is there, or what will be there again."""
+        return first <= max(len(self.texts), self._resume_tokens)
+
+    def _compare(self) -> None:
+        """Let the resumed attempt go on if its tokens up to there are those of the one before it.
+
+        Engines may put more than one token into a chunk, another time in other places. So the border may lie
+        inside the last chunk; then its text is split where the digest fits.
+        """
+        texts, count = self.texts, self._resume_tokens
+        digest = self._digest
+        for text in texts[self._digested : count]:
+            digest = zlib.crc32(text.encode(), digest)
+        last = texts[-1] if len(texts) > count else ""
+        split = 0
+        while digest != self._resume_digest and split < len(last):
+            digest = zlib.crc32(last[split].encode(), digest)
+            split += 1
+        if digest != self._resume_digest:
+            raise ResumeMismatchError
+        if split:
+            texts[count - 1], texts[-1] = last[:split], last[split:]
+        self.held = False
 
     def digest(self) -> int:
         """CRC-32 over the UTF-8 text of all tokens so far."""
@@ -93,7 +141,7 @@ class TokenFlow:
         ended: list[Subscription] = []
         for transcript in transcripts:
             texts = transcript.texts
-            length = len(texts)
+            length = 0 if transcript.held else len(texts)
             for subscription in transcript.subscriptions:
                 first = subscription.next
                 last = min(length, first + min(subscription.credit, BATCH_TOKENS_MAX))

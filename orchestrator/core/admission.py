@@ -1,72 +1,14 @@
-"""What is refused before it waits: unknown names, too long contexts, too large token budgets.
+"""The checks between a submission and its place in the queue, cheapest first; none of them changes anything.
 
-Checks run cheapest first and each answers with the envelope that the client will see.
+Each answers with the envelope that the client will see. What passes all of them is charged in one
+go when it is admitted, so a refused task uses up nothing (ORCH-3077).
 """
-
-from collections.abc import Iterable
 
 from contracts.errors import ErrorInfo
 from contracts.tasks import TaskInfo
-from orchestrator.core.replica_set import ReplicaSet
-
-
-class Routes:
-    """Finds the replica set for a task by engine and model name."""
-
-    def __init__(self, sets: tuple[ReplicaSet, ...]) -> None:
-        self._served: dict[str, dict[str, list[ReplicaSet]]] = {}
-        for home in sets:
-            models = self._served.setdefault(home.policy.engine, {})
-            for name in home.policy.model_refs:
-                models.setdefault(name, []).append(home)
-
-    def find(self, task: TaskInfo) -> ReplicaSet | ErrorInfo:
-        """The set to serve `task`, or INVALID_PARAMS with what is served instead.
-
-        Of several that fit, the first with a Ready replica in configuration order.
-        """
-        models = self._served.get(task.engine)
-        if models is None:
-            return invalid(f"engine {task.engine!r} is not served; served: {_listed(self._served)}")
-        sets = models.get(task.model_ref)
-        if sets is None:
-            served = _listed(models)
-            return invalid(f"model {task.model_ref!r} is not served by {task.engine}; served: {served}", task.engine)
-        fitting: ReplicaSet | None = None
-        refusal: ErrorInfo | None = None
-        for home in sets:
-            misfit = _misfit(home, task)
-            if misfit is not None:
-                refusal = misfit
-            elif len(home.ready):
-                return home
-            else:
-                fitting = fitting or home
-        return fitting or refusal or invalid("no replica set serves this task", task.engine)
-
-
-def _misfit(home: ReplicaSet, task: TaskInfo) -> ErrorInfo | None:
-    policy = home.policy
-    if task.workload not in policy.workloads:
-        return invalid(
-            f"workload {task.workload!r} is not served by {task.model_ref}; served: {_listed(policy.workloads)}",
-            policy.engine,
-        )
-    if task.sampler_profile_version != policy.sampler_profile_version:
-        return invalid(
-            f"sampler_profile_version {task.sampler_profile_version!r} is not served by {task.model_ref};"
-            f" served: {policy.sampler_profile_version}",
-            policy.engine,
-        )
-    if task.priority not in home.flow_of:
-        return invalid(
-            f"priority {task.priority!r} is not served by {task.model_ref}; served: {_listed(home.flow_of)}",
-            policy.engine,
-        )
-    # ORCH-3014, OC-CORE-1020: refused before it is enqueued.
-    if task.ctx > policy.ctx:
-        return invalid(f"ctx {task.ctx} is over the model's limit of {policy.ctx}", policy.engine)
-    return None
+from orchestrator.core.records import TaskRecord, ceil_ms
+from orchestrator.core.refusals import invalid, limited
+from orchestrator.core.state import State
 
 
 def check_token_budget(task: TaskInfo) -> ErrorInfo | None:
@@ -96,19 +38,50 @@ def check_measured(task: TaskInfo, prompt_tokens: int) -> ErrorInfo | None:
     return None
 
 
-def invalid(message: str, engine: str | None = None) -> ErrorInfo:
-    """INVALID_PARAMS; the same request can never succeed."""
-    return ErrorInfo(code="INVALID_PARAMS", message=message, engine=engine, retriable=False)
+def check_limits(state: State, record: TaskRecord) -> ErrorInfo | None:
+    """Budgets, rates, quotas and breakers, in this order (ORCH-3006, 3036, 3040, 3077, 3099, OC-CORE-1023)."""
+    now_ns, task, home, quota = state.now_ns, record.task, record.home, record.quota
+    sessions = state.sessions
+    session = sessions.find(now_ns, task.tenant, task.session_id)
+    over = sessions.refusal(session, record.asked_tokens)
+    if over is not None:
+        left_ns = 0 if session is None else sessions.ttl_left_ns(now_ns, session)
+        return limited(home, f"a budget is used up: {over}", ceil_ms(left_ns), retriable=left_ns > 0)
+    client = state.quotas.client(task.client)
+    if client is not None and (wait_ns := client.wait_ns(now_ns)):
+        return limited(home, f"over the rate of client {task.client or 'without a key'}", ceil_ms(wait_ns))
+    rate = home.class_rates.get(task.priority)
+    if rate is not None and (wait_ns := rate.wait_ns(now_ns)):
+        return limited(home, f"over the rate of class {task.priority}", ceil_ms(wait_ns))
+    wait_ns, bound = quota.wait_ns(now_ns, record.asked_tokens)
+    if wait_ns:
+        return limited(home, f"over {bound}", ceil_ms(wait_ns))
+    if not quota.fits(record.kv_bytes):
+        return invalid(
+            f"the task may need {record.kv_bytes} bytes of KV, tenant {task.tenant} has {quota.policy.kv_mb} MB;"
+            " ask for a smaller max_tokens",
+            task.engine,
+        )
+    if home.breakers:
+        wait_ns = home.breakers.wait_ns(task.priority, now_ns)
+        if wait_ns:
+            return limited(
+                home, f"class {task.priority} fails its objective at present; load is shed", ceil_ms(wait_ns)
+            )
+    return None
 
 
-def id_conflict(task_id: str) -> ErrorInfo:
-    """TASK_ID_CONFLICT; the same words whoever the other task belongs to (ORCH-3024)."""
-    return ErrorInfo(
-        code="TASK_ID_CONFLICT",
-        message=f"task_id {task_id} is in use by another request; choose a new one",
-        retriable=False,
-    )
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "nothing"
+def charge(state: State, record: TaskRecord) -> None:
+    """An admitted task is charged to its client, class, tenant and session."""
+    now_ns, task, home = state.now_ns, record.task, record.home
+    client = state.quotas.client(task.client)
+    if client is not None:
+        client.take(now_ns)
+    rate = home.class_rates.get(task.priority)
+    if rate is not None:
+        rate.take(now_ns)
+    record.quota.admit(now_ns, record.asked_tokens)
+    record.session = state.sessions.open(now_ns, task.tenant, task.session_id)
+    state.sessions.reserve(record.session, record.asked_tokens)
+    if home.breakers:
+        home.breakers.admitted(task.priority, now_ns)

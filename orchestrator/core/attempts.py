@@ -10,16 +10,15 @@ import msgspec
 
 from contracts.api import FinishReason
 from contracts.errors import ErrorInfo
-from contracts.scheduling import AttemptEnded, SlotReleased, Stop, TokensProgressed
+from contracts.scheduling import AttemptEnded, SlotReleased, TokensProgressed
 from contracts.tasks import Outcome
+from orchestrator.core import dispatch, endings, preemption
 from orchestrator.core.lifecycle import ON_REPLICA, advance
 from orchestrator.core.placement import Replica
-from orchestrator.core.records import NS_PER_MS, StopReason, TaskRecord, round_ms
+from orchestrator.core.records import TaskRecord, round_ms
 from orchestrator.core.state import State
 
 ATTEMPTS_MAX: Final = 3
-#: How long a `Stop` may go unanswered before the task ends without its replica's word.
-STOP_TIMEOUT_NS: Final = 2000 * NS_PER_MS
 
 
 def progressed(state: State, event: TokensProgressed) -> None:
@@ -28,60 +27,50 @@ def progressed(state: State, event: TokensProgressed) -> None:
     if record is None or record.attempt != event.attempt or record.state not in ON_REPLICA:
         return
     if event.tokens_out > record.tokens_out:
+        record.home.progressed(record, event.tokens_out - record.tokens_out)
         record.tokens_out = event.tokens_out
+        record.tokens_digest = event.digest
         # The timer is left as it is: when it fires, it is armed anew from here.
         record.progressed_ns = state.now_ns
-        remaining = max(0, record.expected_tokens - event.tokens_out)
-        record.home.running_tokens -= record.remaining_tokens - remaining
-        record.remaining_tokens = remaining
-
-
-def request_stop(state: State, record: TaskRecord, reason: StopReason) -> None:
-    """Have a running attempt stopped. Its task ends when the replica confirms, or after `STOP_TIMEOUT_NS`."""
-    replica = record.replica
-    assert replica is not None, f"task {record.task.task_id} runs nowhere"
-    advance(record, "stopping")
-    record.stop_reason = reason
-    record.stop_until_ns = state.now_ns + STOP_TIMEOUT_NS
-    state.timers.arm(record.task.task_id, record.stop_until_ns)
-    state.out.append(Stop(record.home.policy.set_id, record.task.task_id, record.attempt, replica.replica_id, reason))
 
 
 def ended(state: State, event: AttemptEnded) -> None:
     """An attempt is over. What finished before the `Stop` reached it has finished."""
     record = state.tasks.get(event.task_id)
-    is_current = _is_current(record, event)
-    if event.slot_free:
-        _free_slot(state, event.replica_id, event.task_id, event.attempt)
-    if record is None or not is_current:
+    if record is None or not _is_current(record, event.attempt, event.replica_id):
+        if event.slot_free:
+            _free_slot(state, event.replica_id, event.task_id, event.attempt)
         return
-    slot_ns = state.now_ns - record.started_ns
     _let_go(record)
+    if event.tokens_out > record.tokens_out:
+        record.tokens_out, record.tokens_digest = event.tokens_out, event.digest
     if event.result == "finished":
-        record.home.predictor.served(slot_ns, event.tokens_out)
-        outcome = _outcome(event, "finished", finish_reason=event.finish_reason)
+        endings.end_served(state, record, event, _outcome(event, "finished", finish_reason=event.finish_reason))
     elif record.state == "stopping":
-        outcome = _stopped_outcome(record, event)
+        _stopped(state, record, event)
     else:
         error = _failure(record, event.error)
-        delivered = max(event.tokens_out, record.tokens_out)
-        if error.retriable and not delivered and record.attempt < ATTEMPTS_MAX:
-            state.requeue(record)
-            return
-        outcome = _outcome(event, "failed", error=error)
-    state.finish(record, outcome, event.transcript_bytes)
+        delivered = max(record.tokens_out, record.resume_tokens)
+        if error.retriable and not delivered and record.attempt < ATTEMPTS_MAX + record.preemptions:
+            _try_again(state, record)
+        else:
+            endings.end_served(state, record, event, _outcome(event, "failed", error=error))
+    # The slot last: a task that gave it up waits again by now, and cannot be handed its own slot.
+    if event.slot_free:
+        _free_slot(state, event.replica_id, event.task_id, event.attempt)
 
 
 def released(state: State, event: SlotReleased) -> None:
     """The engine let go of the slot of an ended attempt. It cannot let go of a running one."""
-    if not _is_current(state.tasks.get(event.task_id), event):
+    record = state.tasks.get(event.task_id)
+    if record is None or not _is_current(record, event.attempt, event.replica_id):
         _free_slot(state, event.replica_id, event.task_id, event.attempt)
 
 
 def stop_timed_out(state: State, record: TaskRecord) -> None:
     """A `Stop` went unanswered: end the task; its slot stays occupied until the replica frees it or is gone."""
     _let_go(record)
-    state.finish(record, _stopped_outcome(record, None))
+    _stopped(state, record, _last_heard(record))
 
 
 def replica_gone(state: State, replica: Replica, reason: str) -> None:
@@ -94,41 +83,40 @@ def replica_gone(state: State, replica: Replica, reason: str) -> None:
     replica.busy.clear()
     for (task_id, attempt), record in busy:
         record.slots_held -= 1
-        if record.replica is not replica or record.attempt != attempt or record.state not in ON_REPLICA:
+        record.hands_over_to = None
+        record.quota.ended(record.kv_bytes)
+        dispatch.unblock(state, record.quota)
+        if record.attempt != attempt or record.state not in ON_REPLICA or record.replica is not replica:
             state.forget_if_over(record)
             continue
         _let_go(record)
+        last = _last_heard(record)
         if record.state == "stopping":
-            state.finish(record, _stopped_outcome(record, None))
+            _stopped(state, record, last)
             continue
-        error = _failure(
-            record,
-            ErrorInfo(
-                code="WORKER_RESET",
-                message=f"replica {replica.replica_id} was lost while it ran task {task_id}: {reason}",
-                retriable=True,
-            ),
+        lost = ErrorInfo(
+            code="WORKER_RESET",
+            message=f"replica {replica.replica_id} was lost while it ran task {task_id}: {reason}",
+            retriable=True,
         )
-        state.finish(record, Outcome("failed", tokens_out=record.tokens_out, error=error))
+        endings.end_served(state, record, last, _outcome(last, "failed", error=_failure(record, lost)))
 
 
 # ------------------------------------------------------------------------ helpers
 
 
-def _is_current(record: TaskRecord | None, event: AttemptEnded | SlotReleased) -> bool:
+def _is_current(record: TaskRecord, attempt: int, replica_id: str) -> bool:
     return (
-        record is not None
+        record.attempt == attempt
         and record.state in ON_REPLICA
-        and record.attempt == event.attempt
         and record.replica is not None
-        and record.replica.replica_id == event.replica_id
+        and record.replica.replica_id == replica_id
     )
 
 
 def _let_go(record: TaskRecord) -> None:
     """The attempt is over as far as the task is concerned; the slot is another matter."""
-    record.home.running_tokens -= record.remaining_tokens
-    record.remaining_tokens = 0
+    del record.home.running[record.task.priority][record.task.task_id]
 
 
 def _free_slot(state: State, replica_id: str, task_id: str, attempt: int) -> None:
@@ -136,28 +124,64 @@ def _free_slot(state: State, replica_id: str, task_id: str, attempt: int) -> Non
     record = replica.busy.get((task_id, attempt)) if replica is not None else None
     if replica is None or record is None:
         return
-    replica.home.ready.release(replica, (task_id, attempt))
+    replica.index.release(replica, (task_id, attempt))
     record.slots_held -= 1
+    record.quota.ended(record.kv_bytes)
+    dispatch.unblock(state, record.quota)
+    heir = record.hands_over_to
+    record.hands_over_to = None
+    if (
+        heir is not None
+        and heir.state == "queued"
+        and replica.has_room(heir.kv_tokens)
+        and heir.quota.may_start(heir.kv_bytes)
+    ):
+        heir.home.take(heir)
+        dispatch.start(state, heir, replica, warm=False, handed_over=True)
     state.forget_if_over(record)
     state.want_dispatch(replica.home)
 
 
-def _stopped_outcome(record: TaskRecord, event: AttemptEnded | None) -> Outcome:
-    """Outcome of a stopped attempt; without the replica's report, by what was last heard of it."""
-    if event is None:
-        event = AttemptEnded(
-            record.task.task_id, record.attempt, "", "stopped", slot_free=False, tokens_out=record.tokens_out
-        )
-    if record.stop_reason == "cancel":
-        return _outcome(event, "canceled", finish_reason="canceled")
-    policy = record.home.policy
-    timeout_ms = policy.wall_timeout_ms if record.stop_reason == "wall" else policy.idle_timeout_ms
-    error = ErrorInfo(
-        code="DECODE_TIMEOUT",
-        message=f"stopped by the {record.stop_reason} timeout of {timeout_ms} ms",
-        retriable=True,
+def _try_again(state: State, record: TaskRecord) -> None:
+    """A task whose attempt delivered nothing waits again, in its old place, for another node if there is one."""
+    advance(record, "queued")
+    if record.served_by is not None:
+        record.avoid = record.served_by.node_id
+    record.replica = None
+    record.home.correct(record, 0)
+    state.timers.arm(record.task.task_id, max(record.deadline_ns, state.now_ns + 1))
+    record.home.join(record)
+    state.want_dispatch(record.home)
+
+
+def _last_heard(record: TaskRecord) -> AttemptEnded:
+    """The report of an attempt that gives none: what was last heard of it."""
+    return AttemptEnded(
+        record.task.task_id,
+        record.attempt,
+        "",
+        "stopped",
+        slot_free=False,
+        tokens_out=max(record.tokens_out, record.resume_tokens),
+        digest=record.tokens_digest,
     )
-    return _outcome(event, "failed", error=_failure(record, error))
+
+
+def _stopped(state: State, record: TaskRecord, event: AttemptEnded) -> None:
+    """A stopped attempt is over: its task ends as the stop was meant, or waits again if it was preempted."""
+    if record.stop_reason == "preempt":
+        preemption.preempted(state, record)
+    elif record.stop_reason == "cancel":
+        endings.end_served(state, record, event, _outcome(event, "canceled", finish_reason="canceled"))
+    else:
+        policy = record.home.policy
+        timeout_ms = policy.wall_timeout_ms if record.stop_reason == "wall" else policy.idle_timeout_ms
+        error = ErrorInfo(
+            code="DECODE_TIMEOUT",
+            message=f"stopped by the {record.stop_reason} timeout of {timeout_ms} ms",
+            retriable=True,
+        )
+        endings.end_served(state, record, event, _outcome(event, "failed", error=_failure(record, error)))
 
 
 def _failure(record: TaskRecord, error: ErrorInfo | None) -> ErrorInfo:

@@ -7,10 +7,11 @@ send again what it gave up, and a remembered outcome keeps a repeated submission
 
 from contracts.scheduling import AnswerCancel, CancelRequested
 from contracts.tasks import Outcome
-from orchestrator.core import attempts
+from orchestrator.core import dispatch, endings
 from orchestrator.core.lifecycle import is_over
+from orchestrator.core.records import TaskRecord
 from orchestrator.core.state import State
-from orchestrator.core.submissions import stop_measuring
+from orchestrator.core.submissions import answer, stop_measuring
 
 CANCELED = Outcome("canceled", finish_reason="canceled")
 
@@ -27,10 +28,22 @@ def requested(state: State, event: CancelRequested) -> None:
     record.cancels.append(event.request)
     if record.state == "measuring":
         stop_measuring(record)
-        state.admit(record)
-        state.finish(record, CANCELED)
+        # What was forecast when it came is out of date by now.
+        record.outlook = None
+        answer(state, record)
+        endings.end_unserved(state, record, CANCELED)
     elif record.state == "queued":
-        record.flow.discard(record)
-        state.finish(record, CANCELED)
+        record.home.leave(record)
+        endings.end_unserved(state, record, _canceled(record))
     elif record.state == "running":
-        attempts.request_stop(state, record, "cancel")
+        dispatch.stop(state, record, "cancel")
+    elif record.stop_reason == "preempt":
+        # The stop is under way; it now means the end.
+        record.stop_reason = "cancel"
+
+
+def _canceled(record: TaskRecord) -> Outcome:
+    """A waiting task ends with what it delivered before it was preempted."""
+    if not record.resume_tokens:
+        return CANCELED
+    return Outcome("canceled", tokens_out=record.resume_tokens, finish_reason="canceled")

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from orchestrator.core.flows import Flow
 from orchestrator.core.lifecycle import ON_REPLICA, is_over
-from orchestrator.core.queues import FifoFlow
+from orchestrator.core.placement import load
 from orchestrator.core.records import NS_PER_MS, TaskRecord
 from orchestrator.core.replica_set import ReplicaSet
 from orchestrator.core.scheduler import Scheduler
@@ -23,7 +24,9 @@ def check(scheduler: Scheduler) -> None:
     for home in state.sets:
         _check_queues(state, home)
         _check_replicas(state, home)
+        _check_work(state, home)
     _check_slots(state)
+    _check_quotas(state)
     _check_retention(state)
     _check_timers(state)
 
@@ -48,68 +51,110 @@ def _check_task(record: TaskRecord) -> None:
         assert replica.busy.get((record.task.task_id, record.attempt)) is record, f"{name}: holds no slot"
     elif record.state != "measuring":
         assert record.replica is None, f"{name}: still tied to a replica"
-        assert record.remaining_tokens == 0, f"{name}: still counted as running work"
+        assert record.remaining_tokens == record.charged_tokens == 0, f"{name}: still counted as running work"
 
 
 def _check_queues(state: State, home: ReplicaSet) -> None:
     set_id = home.policy.set_id
-    fresh_total = 0
-    queued_total = 0
-    for flow in home.flows:
-        assert isinstance(flow, FifoFlow)
-        name = f"{set_id}/{flow.priority}"
-        waiting = flow.waiting()
-        queued_total += len(waiting)
-        members = [r for r in state.tasks.values() if r.flow is flow]
-        queued = [r for r in members if r.state == "queued"]
-        measuring = sum(r.state == "measuring" for r in members)
-        assert len(waiting) == len(queued) == len(flow), f"{name}: {len(queued)} queued, {len(waiting)} in line"
-        assert all(r.state == "queued" for r in waiting), f"{name}: a task in line is not queued"
-        assert [r.order for r in waiting] == sorted(r.order for r in waiting), f"{name}: not in arrival order"
-        assert [flow.position(r) for r in waiting] == list(range(len(waiting))), f"{name}: positions are wrong"
-        assert flow.tokens == sum(r.expected_tokens for r in waiting), f"{name}: token sum is wrong"
-        assert flow.reserved == measuring, f"{name}: {flow.reserved} reserved for {measuring} measuring"
-        fresh = sum(r.attempt == 0 for r in waiting) + measuring
+    members: dict[int, list[TaskRecord]] = {}
+    measuring: dict[str, int] = {}
+    for record in state.tasks.values():
+        if record.home is home and record.state == "queued":
+            members.setdefault(id(record.flow), []).append(record)
+        elif record.home is home and record.state == "measuring":
+            measuring[record.task.priority] = measuring.get(record.task.priority, 0) + 1
+    fresh_total = queued_total = 0
+    for tier in home.tiers:
+        name = f"{set_id}/{tier.policy.priority}"
+        queued = [record for flow in tier.flows.values() for record in _check_flow(f"{name}/{flow.tenant}", flow)]
+        for flow in tier.flows.values():
+            mine = members.pop(id(flow), [])
+            assert len(mine) == len(flow.line), f"{name}/{flow.tenant}: {len(mine)} queued, {len(flow.line)} in line"
+        assert tier.waiting == len(queued), f"{name}: {tier.waiting} counted, {len(queued)} wait"
+        assert tier.cost_tokens == sum(r.cost_tokens for r in queued), f"{name}: token sum is wrong"
+        promised = measuring.get(tier.policy.priority, 0)
+        assert tier.reserved == promised, f"{name}: {tier.reserved} reserved for {promised} measuring"
+        fresh = sum(r.fresh for r in queued) + promised
+        assert fresh <= tier.policy.capacity, f"{name}: {fresh} wait, bound {tier.policy.capacity}"
         fresh_total += fresh
-        assert fresh <= flow.policy.capacity, f"{name}: {fresh} wait, bound {flow.policy.capacity}"
+        queued_total += len(queued)
+    assert not members, f"{set_id}: tasks wait in flows that are gone"
     assert fresh_total <= home.policy.capacity, f"{set_id}: {fresh_total} wait, bound {home.policy.capacity}"
-    assert not (home.ready.free_slots and queued_total), f"{set_id}: a slot is free and {queued_total} wait"
+    _check_work_conserved(home)
     assert not home.dispatch_due, f"{set_id}: a dispatch is left over"
+
+
+def _check_flow(name: str, flow: Flow[TaskRecord]) -> list[TaskRecord]:
+    waiting = flow.line.items()
+    assert all(r.state == "queued" for r in waiting), f"{name}: a task in line is not queued"
+    places = [(r.key, r.order) for r in waiting]
+    assert places == sorted(places), f"{name}: not in order"
+    assert [flow.line.position(r) for r in waiting] == list(range(len(waiting))), f"{name}: positions are wrong"
+    assert flow.active == (bool(waiting) and not flow.blocked), f"{name}: active {flow.active}, {len(waiting)} wait"
+    return waiting
+
+
+def _check_work_conserved(home: ReplicaSet) -> None:
+    """A task waits only for a slot, for its tenant's quota, or for room in the KV of the replicas of its side."""
+    flow = home.fairness.select()
+    if flow is None or not home.free_slots:
+        return
+    first = flow.line.first()
+    assert first is not None, f"flow {flow.tenant} is active and empty"
+    rooms = [r for r in home.canaries.index_for(first.task.session_id).candidates() if r.has_room(first.kv_tokens)]
+    assert not rooms, f"{home.policy.set_id}: {first.task.task_id} waits, {rooms[0].replica_id} has room for it"
 
 
 def _check_replicas(state: State, home: ReplicaSet) -> None:
     set_id = home.policy.set_id
     mine = [r for r in state.replicas.values() if r.home is home]
-    ready = [r for r in mine if r.state == "ready"]
-    index = home.ready
-    indexed = {r.replica_id: r for r in index.replicas()}
-    assert indexed == {r.replica_id: r for r in ready}, f"{set_id}: the index does not hold the Ready replicas"
-    assert index.slots == sum(r.slots for r in ready), f"{set_id}: slot sum is wrong"
-    assert index.free_slots == sum(r.slots - len(r.busy) for r in ready), f"{set_id}: free slot sum is wrong"
+    ready = {r.replica_id: r for r in mine if r.state == "ready"}
+    assert home.ready == ready, f"{set_id}: {list(home.ready)} are not the Ready replicas"
+    assert home.slots == sum(r.slots for r in ready.values()), f"{set_id}: slot sum is wrong"
+    for index in home.canaries.indexes:
+        indexed = index.replicas()
+        assert all(r.index is index and r.state == "ready" for r in indexed), f"{set_id}: a replica is misplaced"
+        free = sum(r.slots - len(r.busy) for r in indexed)
+        assert index.free_slots == free, f"{set_id}: {index.free_slots} free slots counted, {free} are"
+        best = index.least_loaded()
+        lowest = min(indexed, key=_rank, default=None)
+        assert best is lowest, f"{set_id}: least loaded is {lowest.replica_id if lowest else None}"
+    assert sum(len(index) for index in home.canaries.indexes) == len(ready), f"{set_id}: a Ready replica is not indexed"
     loading = {r.replica_id: r.since_ns for r in mine if r.state == "loading"}
     assert home.loading == loading, f"{set_id}: {home.loading} are not the loading replicas"
     assert (home.pin is not None) == bool(ready), f"{set_id}: pinned to {home.pin} with {len(ready)} Ready"
-    if ready:
-        best = index.least_loaded()
-        lowest = min(ready, key=_load)
-        assert best is lowest, f"{set_id}: least loaded is {lowest.replica_id}"
-    for replica in ready:
-        info, pin = replica.info, home.pin
-        assert info is not None, f"{replica.replica_id}: Ready without properties"
-        assert pin is not None, f"{set_id}: Ready replicas without a pin"
-        assert (info.engine_version, info.model_digest, info.ctx, info.sampler_profile_version) == (
-            pin.engine_version,
-            pin.model_digest,
-            pin.ctx,
-            pin.sampler_profile_version,
-        ), f"{replica.replica_id}: differs from its set's pin"
-    running = sum(r.remaining_tokens for r in state.tasks.values() if r.home is home and r.state in ON_REPLICA)
-    assert home.running_tokens == running, f"{set_id}: running tokens {home.running_tokens}, not {running}"
+    for replica in ready.values():
+        _check_pinned(home, replica)
+    running = {r.task.task_id for r in state.tasks.values() if r.home is home and r.state in ON_REPLICA}
+    counted = [task_id for of_class in home.running.values() for task_id in of_class]
+    assert sorted(counted) == sorted(running), f"{set_id}: {counted} are not what runs"
 
 
-def _load(replica: "Replica") -> tuple[int, int, int]:
-    busy = len(replica.busy)
-    return (busy * (1 << 32) // replica.slots, busy, replica.sequence)
+def _check_work(state: State, home: ReplicaSet) -> None:
+    running = [r for r in state.tasks.values() if r.home is home and r.state in ON_REPLICA]
+    left = sum(r.remaining_tokens for r in running)
+    assert home.running_tokens == left, f"{home.policy.set_id}: {home.running_tokens} tokens left to make, not {left}"
+    assert all(r.charged_tokens == r.cost_tokens for r in running), f"{home.policy.set_id}: a running task is uncharged"
+
+
+def _check_pinned(home: ReplicaSet, replica: "Replica") -> None:
+    info, pin = replica.info, home.pin
+    assert info is not None, f"{replica.replica_id}: Ready without properties"
+    assert pin is not None, f"{home.policy.set_id}: Ready replicas without a pin"
+    assert (info.engine_version, info.model_digest, info.ctx, info.sampler_profile_version) == (
+        pin.engine_version,
+        pin.model_digest,
+        pin.ctx,
+        pin.sampler_profile_version,
+    ), f"{replica.replica_id}: differs from its set's pin"
+    reserved = sum(record.kv_tokens for record in replica.busy.values())
+    assert replica.kv_reserved == reserved, f"{replica.replica_id}: {replica.kv_reserved} KV tokens, not {reserved}"
+    assert reserved <= replica.kv_capacity, f"{replica.replica_id}: {reserved} of {replica.kv_capacity} KV tokens"
+
+
+def _rank(replica: "Replica") -> tuple[int, int, int, int, int]:
+    distance = replica.info.distance if replica.info is not None else 0
+    return (load(replica), replica.pressure, distance, len(replica.busy), replica.sequence)
 
 
 def _check_slots(state: State) -> None:
@@ -125,6 +170,19 @@ def _check_slots(state: State) -> None:
             assert record.state == "measuring", f"{replica.replica_id}: measures {task_id}, which is {record.state}"
     for task_id, record in state.tasks.items():
         assert record.slots_held == held.get(task_id, 0), f"task {task_id}: holds {record.slots_held} slots"
+
+
+def _check_quotas(state: State) -> None:
+    running: dict[str, int] = {}
+    for replica in state.replicas.values():
+        for record in replica.busy.values():
+            running[record.quota.name] = running.get(record.quota.name, 0) + 1
+    for record in state.tasks.values():
+        quota = record.quota
+        assert quota.running == running.get(quota.name, 0), f"tenant {quota.name}: {quota.running} counted as running"
+        most = quota.policy.max_concurrent
+        assert most is None or quota.running <= most, f"tenant {quota.name}: {quota.running} run, quota {most}"
+        assert quota.kv_bytes_max is None or quota.kv_bytes <= quota.kv_bytes_max, f"tenant {quota.name}: KV over quota"
 
 
 def _check_retention(state: State) -> None:

@@ -10,12 +10,13 @@ from contracts.api import TaskState
 from orchestrator.core.records import TaskRecord
 
 #: From each state, where a task may go. `queued` follows `running` when an attempt that delivered
-#: nothing is tried again; `canceled` follows `measuring` when the cancel overtakes the admission.
+#: nothing is tried again, and `stopping` when it was preempted; `canceled` follows `measuring` when
+#: the cancel overtakes the admission.
 NEXT: Final[dict[TaskState, tuple[TaskState, ...]]] = {
     "measuring": ("queued", "canceled"),
     "queued": ("running", "failed", "canceled", "dropped"),
     "running": ("queued", "stopping", "finished", "failed"),
-    "stopping": ("finished", "failed", "canceled"),
+    "stopping": ("queued", "finished", "failed", "canceled"),
     "finished": (),
     "failed": (),
     "canceled": (),

@@ -1,47 +1,82 @@
-"""What happens when a task comes and the queue is full (ORCH-3005, OC-CORE-1002).
+"""What happens when a task comes and the queue is full (ORCH-3005, ORCH-3080, ORCH-3085, OC-CORE-1002).
 
-The policy is that of the arriving task's class. Either the arrival is refused, or a waiting task
-loses its place to it: then the number of waiting tasks does not change, so the bounds hold.
-Tasks that have started before, or whose prompt is being measured, never lose their place.
+The policy is that of the arriving task's class, and soft preemption stands above it: either the
+arrival is refused, or a waiting task loses its place to it, and then the number of waiting tasks does
+not change, so the bounds hold. Tasks that have started before, or whose prompt is being measured,
+never lose their place.
 """
 
-from contracts.errors import ErrorCode, ErrorInfo, PolicyLabel
-from orchestrator.core.policies import Flow
-from orchestrator.core.records import TaskRecord
+from itertools import islice
+from typing import Final
+
+from contracts.errors import ErrorCode, ErrorInfo
+from orchestrator.core import refusals
+from orchestrator.core.flows import Flow, Tier
+from orchestrator.core.records import TaskRecord, ceil_ms
 from orchestrator.core.replica_set import ReplicaSet
 
-
-def resolve(home: ReplicaSet, flow: Flow) -> tuple[TaskRecord | None, ErrorInfo]:
-    """(task that gives up its place, error for it), or (None, error for the arrival)."""
-    policy = flow.policy.full_policy
-    if policy == "drop-lru":
-        return flow.oldest(), full_error(home, "QUEUE_FULL_DROP_LRU", policy)
-    if policy == "shed-low-priority":
-        # A lower class's place is of no use while the arrival's own class is at its bound.
-        victim = None if home.is_class_full(flow) else _lowest_newest(home, flow)
-        return victim, full_error(home, "ADMISSION_REJECT", policy)
-    return None, full_error(home, "ADMISSION_REJECT", policy)
+#: How many of those that start next are looked at for one that will be late anyway.
+HEAD_MAX: Final = 4
+#: How many flows of a class are looked at.
+FLOWS_MAX: Final = 64
 
 
-def _lowest_newest(home: ReplicaSet, flow: Flow) -> TaskRecord | None:
-    for lower in reversed(home.flows):
-        if lower is flow:
-            return None
-        newest = lower.newest()
-        if newest is not None:
-            return newest
+def victim_for(home: ReplicaSet, tier: Tier[TaskRecord], now_ns: int) -> TaskRecord | None:
+    """The waiting task that gives up its place to an arrival of class `tier`; None: the arrival is refused."""
+    if not home.is_class_full(tier, now_ns):
+        policy = home.policy
+        if tier.policy.full_policy == "shed-low-priority" or policy.preemption.mode != "off":
+            for lower in reversed(home.tiers):
+                if lower is tier:
+                    break
+                if lower.policy.priority not in policy.preemption.protect:
+                    victim = _latest(home, lower, now_ns)
+                    if victim is not None:
+                        return victim
+    if tier.policy.full_policy == "drop-lru":
+        return _oldest(home, tier, now_ns)
     return None
 
 
-def full_error(home: ReplicaSet, code: ErrorCode, label: PolicyLabel) -> ErrorInfo:
-    """The 429 of a full queue, with the time until a place is expected to be free."""
-    retry_ms = home.retry_after_ms()
-    return ErrorInfo(
-        code=code,
-        message=f"the queue is full, {home.waiting} tasks wait ({label}); try again in {retry_ms} ms",
-        engine=home.policy.engine,
-        pool_id=home.policy.pool_ids[0],
-        retriable=True,
-        retry_after_ms=retry_ms,
-        policy_label=label,
-    )
+def victim_error(home: ReplicaSet, tier: Tier[TaskRecord], victim: TaskRecord) -> ErrorInfo:
+    """What a task is told that gives up its place to an arrival of class `tier`."""
+    retry_ms = max(1, ceil_ms(home.departure_ns()))
+    if victim.flow.priority == tier.policy.priority:
+        return refusals.full(home, "QUEUE_FULL_DROP_LRU", "drop-lru", retry_ms)
+    return refusals.shed_for(home, retry_ms)
+
+
+def refusal(home: ReplicaSet, tier: Tier[TaskRecord], task_id: str, now_ns: int) -> ErrorInfo:
+    """The 429 for an arrival that finds no place, with an appointment to come again."""
+    at_ns = home.appointments[tier.policy.priority].book(now_ns, task_id, home.departure_ns())
+    label = tier.policy.full_policy
+    code: ErrorCode = "QUEUE_FULL_DROP_LRU" if label == "drop-lru" else "ADMISSION_REJECT"
+    return refusals.full(home, code, label, max(1, ceil_ms(at_ns - now_ns)))
+
+
+def _latest(home: ReplicaSet, tier: Tier[TaskRecord], now_ns: int) -> TaskRecord | None:
+    """The task of a class that misses least: one that will be late anyway, else one that would start last."""
+    worst: Flow[TaskRecord] | None = None
+    for flow in islice(tier.flows.values(), FLOWS_MAX):
+        for item in flow.line.head(HEAD_MAX):
+            if item.fresh and home.is_doomed(item, now_ns):
+                return item
+        if len(flow.line) and (
+            worst is None or flow.line.cost_tokens * worst.weight > worst.line.cost_tokens * flow.weight
+        ):
+            worst = flow
+    if worst is None:
+        return None
+    last = worst.line.last()
+    return last if last is not None and last.fresh else worst.line.newest_fresh()
+
+
+def _oldest(home: ReplicaSet, tier: Tier[TaskRecord], now_ns: int) -> TaskRecord | None:
+    if home.policy.eviction == "eta":
+        return _latest(home, tier, now_ns)
+    oldest: TaskRecord | None = None
+    for flow in islice(tier.flows.values(), FLOWS_MAX):
+        candidate = flow.line.oldest_fresh()
+        if candidate is not None and (oldest is None or candidate.order < oldest.order):
+            oldest = candidate
+    return oldest

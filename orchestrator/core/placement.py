@@ -1,4 +1,4 @@
-"""Replicas and the index that finds the least loaded Ready one (ORCH-3010, OC-CORE-1010, 1012).
+"""Replicas and the index that finds the least loaded Ready one (ORCH-3008, ORCH-3010, ORCH-3091, OC-CORE-1010, 1012).
 
 The index is a heap keyed by load. A change of load pushes a new entry and makes the old one
 stale; stale entries are dropped when they surface and swept when they outnumber the replicas.
@@ -18,29 +18,39 @@ if TYPE_CHECKING:
 #: Load of a replica without a free slot; lower loads are fractions of it.
 FULL: Final = 1 << 32
 STALE_MAX: Final = 64
+#: How many replicas are looked at, least loaded first, for one that suits a task.
+CANDIDATES_MAX: Final = 8
+#: KV pressure counts in steps of this many thousandths, so that small changes do not reorder replicas.
+PRESSURE_STEP_PERMILLE: Final = 125
 
 ReplicaState = Literal["loading", "ready", "unready"]
 SlotKey = tuple[str, int]
-LoadEntry = tuple[int, int, int, int, "Replica"]
+LoadEntry = tuple[int, int, int, int, int, int, "Replica"]
 
 
 class Replica:
     """One registered replica.
 
     `busy` maps (task_id, attempt) to the task for each occupied slot; `measuring` holds the tasks whose
-    prompts it counts. `since_ns` is when it began to load. `version` counts changes of load.
+    prompts it counts. `kv_reserved` sums the KV tokens that its attempts may need. `since_ns` is when it
+    began to load. `version` counts changes of load.
     """
 
     __slots__ = (
         "busy",
         "home",
+        "index",
         "info",
+        "kv_capacity",
+        "kv_reserved",
         "measuring",
         "pool_id",
+        "pressure",
         "reason",
         "replica_id",
         "sequence",
         "since_ns",
+        "slots",
         "state",
         "version",
     )
@@ -49,23 +59,44 @@ class Replica:
         self.replica_id = replica_id
         self.pool_id = pool_id
         self.home = home
+        self.index: ReplicaIndex = home.canaries.index_of_pool[pool_id]
         self.sequence = sequence
         self.since_ns = since_ns
         self.state: ReplicaState = "loading"
         self.reason = ""
         self.info: ReplicaInfo | None = None
+        #: Attempts that it runs at once; 0 unless Ready.
+        self.slots = 0
+        self.kv_capacity = 0
+        self.kv_reserved = 0
+        self.pressure = 0
         self.busy: dict[SlotKey, TaskRecord] = {}
         self.measuring: dict[str, TaskRecord] = {}
         self.version = 0
 
-    @property
-    def slots(self) -> int:
-        """Attempts that it runs at once; 0 unless Ready."""
-        return self.info.slots if self.info is not None else 0
+    def came_up(self, info: ReplicaInfo) -> None:
+        """Its engine is ready, with nothing running."""
+        self.info = info
+        self.slots = info.slots
+        self.kv_capacity = info.kv_tokens or info.slots * info.ctx
+        self.kv_reserved = 0
+        self.pressure = 0
+
+    def went_down(self) -> None:
+        """Its engine is gone; `busy` and `measuring` are the caller's to deal with."""
+        self.info = None
+        self.slots = 0
+
+    def has_room(self, kv_tokens: int) -> bool:
+        """Whether a slot is free and its KV cache can hold `kv_tokens` more."""
+        return len(self.busy) < self.slots and self.kv_reserved + kv_tokens <= self.kv_capacity
 
 
 class ReplicaIndex:
-    """The Ready replicas of one set, by load: busy fraction, then busy slots, then order of registration."""
+    """Ready replicas by load: the fraction of slots or KV taken, then KV pressure, then distance.
+
+    Busy slots and the order of registration break what ties are left.
+    """
 
     def __init__(self) -> None:
         self._ready: dict[str, Replica] = {}
@@ -90,7 +121,7 @@ class ReplicaIndex:
         self._ready[replica.replica_id] = replica
         self.slots += replica.slots
         self.free_slots += replica.slots
-        self._changed(replica)
+        self.changed(replica)
 
     def remove(self, replica: Replica) -> None:
         """A replica is not Ready any more; what it was running must be dealt with by the caller."""
@@ -100,43 +131,101 @@ class ReplicaIndex:
         replica.version += 1
 
     def take(self, replica: Replica, key: SlotKey, record: TaskRecord) -> None:
-        """Occupy a slot. The caller got `replica` from `least_loaded`, so one is free."""
+        """Occupy a slot. The caller made sure that one is free."""
         assert len(replica.busy) < replica.slots, f"replica {replica.replica_id} has no free slot"
         replica.busy[key] = record
+        replica.kv_reserved += record.kv_tokens
         self.free_slots -= 1
-        self._changed(replica)
+        self.changed(replica)
 
     def release(self, replica: Replica, key: SlotKey) -> None:
         """Free an occupied slot."""
-        del replica.busy[key]
+        replica.kv_reserved -= replica.busy.pop(key).kv_tokens
         self.free_slots += 1
-        self._changed(replica)
+        self.changed(replica)
 
     def least_loaded(self) -> Replica | None:
         """The Ready replica with the lowest load, whether or not it has a free slot.
 
         It has one whenever any replica has: a full replica sorts behind all others.
         """
-        while self._heap:
-            entry = self._heap[0]
-            if self._is_current(entry):
-                return entry[4]
-            heappop(self._heap)
+        heap = self._heap
+        while heap:
+            entry = heap[0]
+            # Removing counts as a change of load, so a removed replica has no current entry.
+            if entry[5] == entry[6].version:
+                return entry[6]
+            heappop(heap)
         return None
 
-    def _changed(self, replica: Replica) -> None:
+    def candidates(self) -> list[Replica]:
+        """Up to `CANDIDATES_MAX` replicas with a free slot, least loaded first."""
+        found: list[LoadEntry] = []
+        while len(found) < CANDIDATES_MAX and self._heap:
+            entry = heappop(self._heap)
+            if entry[5] != entry[6].version:
+                continue
+            found.append(entry)
+            if entry[0] >= FULL:
+                break
+        for entry in found:
+            heappush(self._heap, entry)
+        return [entry[6] for entry in found if entry[0] < FULL]
+
+    def changed(self, replica: Replica) -> None:
+        """The load of a replica is another one than before."""
         replica.version += 1
-        heappush(self._heap, self._entry(replica))
+        heappush(self._heap, _entry(replica))
         if len(self._heap) > 2 * len(self._ready) + STALE_MAX:
-            self._heap = [self._entry(each) for each in self._ready.values()]
+            self._heap = [_entry(each) for each in self._ready.values()]
             heapify(self._heap)
 
-    @staticmethod
-    def _entry(replica: Replica) -> LoadEntry:
-        busy = len(replica.busy)
-        return (busy * FULL // replica.slots, busy, replica.sequence, replica.version, replica)
 
-    @staticmethod
-    def _is_current(entry: LoadEntry) -> bool:
-        # Removing counts as a change of load, so a removed replica has no current entry.
-        return entry[3] == entry[4].version
+def _entry(replica: Replica) -> LoadEntry:
+    busy = len(replica.busy)
+    info = replica.info
+    distance = info.distance if info is not None else 0
+    return (load(replica), replica.pressure, distance, busy, replica.sequence, replica.version, replica)
+
+
+def load(replica: Replica) -> int:
+    """The larger of the fractions of slots and of KV tokens taken; `FULL` without a free slot."""
+    busy = len(replica.busy)
+    if busy >= replica.slots:
+        return FULL
+    by_slots = busy * FULL // replica.slots
+    by_kv = replica.kv_reserved * FULL // replica.kv_capacity
+    return min(FULL - 1, max(by_slots, by_kv))
+
+
+def choose(home: ReplicaSet, record: TaskRecord, now_ns: int) -> tuple[Replica, bool] | None:
+    """(replica for the next attempt of a task, whether it still holds the session's KV); None if none suits now.
+
+    The replica that served the session's last turn wins while it holds its KV (ORCH-3009). Else the least loaded
+    one with room, on another node than an earlier attempt failed on and in a pool whose breaker is
+    closed, if there is such a one.
+    """
+    warm = home.warm_replica(record)
+    if warm is not None and warm.has_room(record.kv_tokens) and _allowed(home, warm, record, now_ns):
+        return warm, True
+    index = home.canaries.index_for(record.task.session_id)
+    first = index.least_loaded()
+    if first is None:
+        return None
+    if not record.avoid and not home.breakers and first.has_room(record.kv_tokens):
+        return first, False
+    fallback: Replica | None = None
+    for replica in index.candidates():
+        if not replica.has_room(record.kv_tokens):
+            continue
+        info = replica.info
+        elsewhere = info is None or info.node_id != record.avoid
+        if elsewhere and _allowed(home, replica, record, now_ns):
+            return replica, False
+        fallback = fallback or replica
+    return None if fallback is None else (fallback, False)
+
+
+def _allowed(home: ReplicaSet, replica: Replica, record: TaskRecord, now_ns: int) -> bool:
+    """Whether the breaker of the replica's pool lets a task of this class through."""
+    return not home.breakers or home.breakers.allows(replica.pool_id, record.task.priority, now_ns)

@@ -2,90 +2,140 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from contracts.api import TaskState
-from contracts.scheduling import Admit
+from contracts.scheduling import Admit, Start, StopReason
 from contracts.tasks import Outcome, ReplicaInfo, TaskInfo
 
 if TYPE_CHECKING:
+    from orchestrator.core.flows import Flow
+    from orchestrator.core.outlook import Outlook
     from orchestrator.core.placement import Replica
-    from orchestrator.core.policies import Flow
+    from orchestrator.core.quotas import TenantQuota
     from orchestrator.core.replica_set import ReplicaSet
+    from orchestrator.core.sessions import Session
 
 NS_PER_MS: Final = 1_000_000
-
-StopReason = Literal["cancel", "wall", "idle"]
 
 
 class TaskRecord:
     """One task. Only `lifecycle.advance` writes `state`.
 
-    `order` is the arrival number, `ticket` belongs to the queue it waits in. `replica` is set while
-    an attempt runs, `served_by` from the first start on. `slots_held` counts engine slots that any
-    attempt of the task still occupies; `expired` marks a record that is forgotten once that is zero.
+    `order` is the arrival number, `key` its place in the line it waits in. `prompt_tokens` and
+    `output_tokens` are estimates until they are counted; `cost_tokens` is their sum, what fairness
+    charges. `replica` is set while an attempt runs, `served_by` from the first start on. `slots_held`
+    counts engine slots that any attempt of the task still occupies; `expired` marks a record that is
+    forgotten once that is zero.
     """
 
     __slots__ = (
         "admission",
         "admitted_ns",
+        "asked_tokens",
         "attempt",
+        "avoid",
         "cancels",
+        "charged_tokens",
+        "cost_tokens",
         "deadline_ns",
         "ended_ns",
-        "expected_tokens",
         "expired",
         "flow",
+        "fresh",
+        "hands_over_to",
         "home",
+        "key",
+        "kv_bytes",
+        "kv_tokens",
         "measure_until_ns",
         "order",
         "outcome",
+        "outlook",
+        "output_tokens",
+        "preemptions",
         "progressed_ns",
+        "prompt_tokens",
         "queue_time_ns",
+        "quota",
         "remaining_tokens",
         "replica",
+        "resume_digest",
+        "resume_tokens",
         "served_by",
+        "session",
         "slots_held",
+        "start",
         "started_ns",
         "state",
         "stop_reason",
         "stop_until_ns",
         "submissions",
         "task",
-        "ticket",
+        "tokens_digest",
         "tokens_out",
         "transcript_bytes",
     )
 
-    def __init__(self, task: TaskInfo, home: ReplicaSet, flow: Flow, order: int, expected_tokens: int) -> None:
+    def __init__(
+        self,
+        task: TaskInfo,
+        home: ReplicaSet,
+        flow: Flow[TaskRecord],
+        quota: TenantQuota,
+        order: int,
+        prompt_tokens: int,
+        output_tokens: int,
+    ) -> None:
         self.task = task
         self.home = home
         self.flow = flow
+        self.quota = quota
         self.order = order
-        self.expected_tokens = expected_tokens
+        self.key = order
+        self.fresh = True
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.cost_tokens = prompt_tokens + output_tokens
+        self.asked_tokens = prompt_tokens + task.max_tokens
+        self.kv_tokens = 0
+        self.kv_bytes = 0
         self.state: TaskState = "measuring"
         # until admission
         self.submissions: list[int] = []
         self.measure_until_ns = 0
         # from admission
+        self.session: Session | None = None
+        self.outlook: Outlook | None = None
         self.admission: Admit | None = None
         self.admitted_ns = 0
         self.deadline_ns = 0
-        self.ticket = -1
         # from the first start
         self.attempt = 0
+        self.start: Start | None = None
         self.replica: Replica | None = None
         self.served_by: ReplicaInfo | None = None
         self.queue_time_ns: int | None = None
         self.started_ns = 0
         self.progressed_ns = 0
         self.tokens_out = 0
+        self.tokens_digest = 0
+        self.charged_tokens = 0
+        #: What is left of `cost_tokens` while an attempt runs.
         self.remaining_tokens = 0
         self.slots_held = 0
+        #: Node on which an attempt failed; the next one goes elsewhere if it can.
+        self.avoid = ""
         # while stopping
         self.stop_reason: StopReason | None = None
         self.stop_until_ns = 0
         self.cancels: list[int] = []
+        # preemption
+        self.preemptions = 0
+        self.resume_tokens = 0
+        self.resume_digest = 0
+        #: The waiting task that this one's slot was taken for.
+        self.hands_over_to: TaskRecord | None = None
         # from the end
         self.outcome: Outcome | None = None
         self.ended_ns = 0

@@ -1,16 +1,25 @@
-"""One replica set: its queues, its replicas, and what both say about waiting times (ORCH-3029)."""
+"""One replica set: its classes and tenants that wait, its replicas, and what has been learnt of both."""
+
+from __future__ import annotations
 
 from typing import Final
 
-from contracts.api import PRIORITIES
 from contracts.errors import ErrorInfo
 from contracts.policies import SetPolicy
-from contracts.tasks import ReplicaInfo
-from orchestrator.core.placement import ReplicaIndex
-from orchestrator.core.policies import Fairness, Flow
+from contracts.tasks import ReplicaInfo, TaskInfo
+from orchestrator.core.appointments import Appointments
+from orchestrator.core.averages import Middle, Ratio
+from orchestrator.core.calibration import Bias, Calibration
+from orchestrator.core.canaries import Canaries
+from orchestrator.core.fairness import make
+from orchestrator.core.flows import Fairness, Tier
+from orchestrator.core.ordering import ordering
+from orchestrator.core.placement import Replica
 from orchestrator.core.predictor import Predictor
-from orchestrator.core.queues import FifoFlow
+from orchestrator.core.quotas import Gcra, TenantQuota
 from orchestrator.core.records import NS_PER_MS, TaskRecord, ceil_ms
+from orchestrator.core.residency import Residency
+from orchestrator.core.shedding import Breakers
 
 #: The least time after which trying again is worth while when no replica is Ready.
 OUTAGE_RETRY_MS_MIN: Final = 1000
@@ -19,118 +28,234 @@ OUTAGE_RETRY_MS_MIN: Final = 1000
 class ReplicaSet:
     """Pools of one engine and model that serve from shared queues.
 
-    `loading` maps replica id to when loading began, oldest first. `pin` is the replica whose versions
-    all Ready replicas share. `running_tokens` sums the expected output tokens that running
-    attempts have yet to make. `pool_reasons` says per pool why it last lost a replica.
+    `tiers` are its priority classes, highest first; `running` has the tasks that run, per class in the order
+    in which they started. `ready` holds the Ready replicas by id, `loading` maps replica id to when loading
+    began, oldest first. `pin` is the replica whose versions all Ready replicas share. `pool_reasons` says
+    per pool why it last lost a replica.
     """
 
-    def __init__(self, policy: SetPolicy, fairness: Fairness) -> None:
+    def __init__(self, policy: SetPolicy, residency: Residency) -> None:
         self.policy = policy
-        self.fairness = fairness
-        by_priority = {queue.priority: queue for queue in policy.queues}
-        self.flows: tuple[Flow, ...] = tuple(
-            FifoFlow(name, by_priority[name]) for name in PRIORITIES if name in by_priority
-        )
-        self.flow_of: dict[str, Flow] = {flow.priority: flow for flow in self.flows}
-        self.ready = ReplicaIndex()
+        self.fairness: Fairness[TaskRecord] = make(policy.fairness)
+        self.tiers = [Tier(queue, self.fairness) for queue in policy.queues]
+        self.tier_of: dict[str, Tier[TaskRecord]] = {tier.policy.priority: tier for tier in self.tiers}
+        self.key_of = ordering(policy.ordering)
+        self.running: dict[str, dict[str, TaskRecord]] = {queue.priority: {} for queue in policy.queues}
+        self.appointments = {queue.priority: Appointments(queue.capacity) for queue in policy.queues}
+        self.class_rates = {
+            queue.priority: Gcra.from_rate(queue.rate) for queue in policy.queues if queue.rate is not None
+        }
+        self.preemption_rate = Gcra.per_minute(policy.preemption.max_per_min)
+        self.breakers = Breakers(policy)
+        self.canaries = Canaries(policy.pools)
+        self.masks = {pool.pool_id: pool.devices for pool in policy.pools}
+        self.ready: dict[str, Replica] = {}
         self.loading: dict[str, int] = {}
         self.pool_reasons: dict[str, str] = {}
         self.pin: ReplicaInfo | None = None
-        self.predictor = Predictor()
+        self.slots = 0
+        #: Cost tokens that running attempts are expected to have left, all together.
         self.running_tokens = 0
+        self.predictor = Predictor()
+        self.bias = Bias(len(self.tiers))
+        self.on_time = Calibration()
         self.dispatch_due = False
+        self._number_of = {tier.policy.priority: n for n, tier in enumerate(self.tiers)}
+        self._residency = residency
+
+    # ------------------------------------------------------------------ tasks
+
+    def new_record(self, task: TaskInfo, quota: TenantQuota, order: int) -> TaskRecord:
+        """A task as it comes in, with what it is expected to cost."""
+        flow = self.tier_of[task.priority].flow(task.tenant, quota.weight)
+        predictor = self.predictor
+        prompt_tokens = predictor.prompt_tokens(task.prompt_bytes)
+        output_tokens = predictor.expected_output(task.tenant, task.workload, task.max_tokens, task.expected_tokens)
+        record = TaskRecord(task, self, flow, quota, order, prompt_tokens, output_tokens)
+        self._reckon_kv(record)
+        return record
+
+    def counted(self, record: TaskRecord, prompt_tokens: int) -> None:
+        """The prompt of a task was counted."""
+        record.prompt_tokens = prompt_tokens
+        record.cost_tokens = prompt_tokens + record.output_tokens
+        record.asked_tokens = prompt_tokens + record.task.max_tokens
+        self._reckon_kv(record)
+
+    def _reckon_kv(self, record: TaskRecord) -> None:
+        record.kv_tokens = min(record.task.ctx, record.asked_tokens)
+        record.kv_bytes = record.kv_tokens * self.pin.kv_token_bytes if self.pin is not None else 0
+
+    def join(self, record: TaskRecord) -> None:
+        """A task waits in its line."""
+        record.key = self.key_of(record.deadline_ns, record.order)
+        record.flow.push(record)
+
+    def leave(self, record: TaskRecord) -> None:
+        """A waiting task is taken out of its line."""
+        record.flow.discard(record)
+
+    def take(self, record: TaskRecord) -> None:
+        """A waiting task is taken out of its line to be started, and its flow is charged for it."""
+        record.flow.discard(record)
+        record.charged_tokens = record.cost_tokens
+        self.fairness.charge(record.flow, record.cost_tokens)
+        record.remaining_tokens = record.cost_tokens
+        self.running_tokens += record.cost_tokens
+
+    def progressed(self, record: TaskRecord, tokens: int) -> None:
+        """A running attempt has `tokens` less to make."""
+        done = min(tokens, record.remaining_tokens)
+        record.remaining_tokens -= done
+        self.running_tokens -= done
+
+    def correct(self, record: TaskRecord, used_tokens: int) -> None:
+        """An attempt is over: its flow pays for what was used, not for what was expected."""
+        self.fairness.correct(record.flow, used_tokens - record.charged_tokens)
+        record.charged_tokens = 0
+        self.progressed(record, record.remaining_tokens)
 
     # ------------------------------------------------------------------ bounds
 
     @property
     def waiting(self) -> int:
-        """Places taken, reserved ones included."""
-        return sum(len(flow) + flow.reserved for flow in self.flows)
-
-    def is_full(self, flow: Flow) -> bool:
-        """Whether another task of this class has no place (ORCH-3004)."""
-        return self.is_class_full(flow) or self.waiting >= self.policy.capacity
-
-    def is_class_full(self, flow: Flow) -> bool:
-        """Whether the class's own bound is reached."""
-        return len(flow) + flow.reserved >= flow.policy.capacity
+        """Tasks that wait."""
+        return self.fairness.waiting
 
     @property
-    def starts_at_once(self) -> bool:
-        """Whether a task that comes now starts now and so needs no place.
+    def waiting_tokens(self) -> int:
+        """What they cost together."""
+        return self.fairness.cost_tokens
 
-        A slot is only ever free while nobody waits, because every step ends with a dispatch.
-        """
-        return self.ready.free_slots > 0
+    @property
+    def places_taken(self) -> int:
+        """Tasks that wait, and places promised to those that are being measured."""
+        return self.fairness.waiting + self.fairness.reserved
 
-    # ------------------------------------------------------------------ forecasts
+    def is_full(self, tier: Tier[TaskRecord], now_ns: int) -> bool:
+        """Whether another task of this class has no place (ORCH-3004); appointments hold theirs."""
+        return (
+            self.is_class_full(tier, now_ns)
+            or self.places_taken + sum([len(each) and each.held(now_ns) for each in self.appointments.values()])
+            >= self.policy.capacity
+        )
 
-    def forecast_arrival(self, flow: Flow, now_ns: int) -> tuple[int, int]:
-        """(queue_position, predicted_start_ms) of a task that joins `flow` now; (0, 0) if it starts now."""
-        if self.starts_at_once:
-            return 0, 0
-        tasks, tokens = self.fairness.ahead(self.flows, flow)
-        return tasks + len(flow), self._start_ms(tokens + flow.tokens, now_ns)
+    def is_class_full(self, tier: Tier[TaskRecord], now_ns: int) -> bool:
+        """Whether the class's own bound is reached."""
+        held = self.appointments[tier.policy.priority].held(now_ns)
+        return tier.waiting + tier.reserved + held >= tier.policy.capacity
 
-    def forecast(self, record: TaskRecord, now_ns: int) -> tuple[int, int]:
-        """(queue_position, predicted_start_ms from now) of a waiting task.
+    def starts_at_once(self, record: TaskRecord) -> bool:
+        """Whether a task that comes now starts now, and so needs no place."""
+        return (
+            self.free_slots > 0
+            and self.fairness.select() is None
+            and record.quota.may_start(record.kv_bytes)
+            and not record.flow.blocked
+        )
 
-        The work ahead of it in its own flow is taken as proportional to its position, which keeps
-        this independent of the queue's length.
-        """
-        flow = record.flow
-        tasks, tokens = self.fairness.ahead(self.flows, flow)
-        position = flow.position(record)
-        return tasks + position, self._start_ms(tokens + flow.tokens * position // max(1, len(flow)), now_ns)
+    # ------------------------------------------------------------------ replicas
 
-    def retry_after_ms(self) -> int:
-        """When the next place is expected to be free: the mean time between two departures."""
-        return max(1, ceil_ms(self._departure_ns()))
+    @property
+    def free_slots(self) -> int:
+        """Slots that are free, over all Ready replicas."""
+        indexes = self.canaries.indexes
+        if len(indexes) == 1:
+            return indexes[0].free_slots
+        free = 0
+        for index in indexes:
+            free += index.free_slots
+        return free
 
-    def backoff_ms(self, flow: Flow) -> int:
+    def came_up(self, replica: Replica) -> None:
+        """A replica is Ready, with all its slots free."""
+        self.ready[replica.replica_id] = replica
+        self.slots += replica.slots
+        replica.index.add(replica)
+
+    def went_down(self, replica: Replica) -> None:
+        """A replica is not Ready any more; what it was running must be dealt with by the caller."""
+        del self.ready[replica.replica_id]
+        self.slots -= replica.slots
+        replica.index.remove(replica)
+        if not self.ready:
+            self.pin = None
+
+    def warm_replica(self, record: TaskRecord) -> Replica | None:
+        """The replica that still holds the KV of the task's session, if the task wants it (ORCH-3009)."""
+        session = record.session
+        if session is None or not session.replica_id or record.task.kv_hint == "cold":
+            return None
+        return self.ready.get(self._residency.where(session.key))
+
+    def outage(self, now_ns: int) -> ErrorInfo | None:
+        """Why nothing can be served now, with a retry hint; None while a replica is Ready (ORCH-3018)."""
+        if self.ready:
+            return None
+        retry_ms = max(OUTAGE_RETRY_MS_MIN, ceil_ms(self.load_remaining_ns(now_ns)))
+        pools = ", ".join(self.policy.pool_ids)
+        return ErrorInfo(
+            code="POOL_UNREADY" if self.loading else "POOL_UNAVAILABLE",
+            message=f"no replica of {pools} is ready, {len(self.loading)} loading; try again in {retry_ms} ms",
+            engine=self.policy.engine,
+            pool_id=self.policy.pools[0].pool_id,
+            retriable=True,
+            retry_after_ms=retry_ms,
+        )
+
+    def load_remaining_ns(self, now_ns: int) -> int:
+        """When the next replica is expected to be Ready."""
+        load_ns = self.predictor.load_ns
+        if not self.loading:
+            return load_ns
+        return max(OUTAGE_RETRY_MS_MIN * NS_PER_MS, next(iter(self.loading.values())) + load_ns - now_ns)
+
+    # ------------------------------------------------------------------ estimates
+
+    def bias_of(self, priority: str, deadline_ms: int) -> Ratio:
+        """How predicted waits of such tasks have turned out."""
+        return self.bias.of(self._number_of[priority], deadline_ms)
+
+    def middle_of(self, priority: str, wait_ns: int) -> Middle:
+        """How such predicted waits have turned out in the middle."""
+        return self.bias.middle(self._number_of[priority], wait_ns)
+
+    def is_doomed(self, record: TaskRecord, now_ns: int) -> bool:
+        """Whether a task cannot be on time any more, even if it starts now and is among the shortest tenth."""
+        left_ns = record.deadline_ns - now_ns
+        predictor = self.predictor
+        if predictor.service_ns(record.prompt_tokens, record.output_tokens) <= left_ns:
+            return False
+        if not self.policy.on_time_percent_min:
+            return left_ns <= 0
+        task = record.task
+        low = min(record.output_tokens, predictor.low_output(task.tenant, task.workload, task.max_tokens))
+        return predictor.service_ns(record.prompt_tokens, low) > left_ns
+
+    def in_time_at_once(self, record: TaskRecord) -> bool:
+        """Whether a task that comes now would be on time if it started now."""
+        service_ns = self.predictor.service_ns(record.prompt_tokens, record.output_tokens)
+        return service_ns <= record.task.deadline_ms * NS_PER_MS
+
+    def departure_ns(self) -> int:
+        """Mean time between two departures while all slots are busy, judged by the tasks that are here."""
+        tasks = self.waiting + self.slots - self.free_slots
+        tokens = self.waiting_tokens + self.running_tokens
+        mean_cost = tokens / tasks if tasks else self.predictor.mean_cost
+        return max(1, int(mean_cost * self.predictor.cost_ns / max(1, self.slots)))
+
+    def backoff_ms(self, tier: Tier[TaskRecord]) -> int:
         """How long a well-behaved client waits before it submits more.
 
         0 while the queue is under half full; above that, the expected time until it is half empty
         again: the number of tasks above half times the mean time between two departures.
         """
         overfill = max(
-            len(flow) + flow.reserved - flow.policy.capacity // 2,
-            self.waiting - self.policy.capacity // 2,
+            tier.waiting + tier.reserved - tier.policy.capacity // 2, self.places_taken - self.policy.capacity // 2
         )
-        return ceil_ms(overfill * self._departure_ns()) if overfill > 0 else 0
+        return ceil_ms(overfill * self.departure_ns()) if overfill > 0 else 0
 
-    def _start_ms(self, tokens_ahead: int, now_ns: int) -> int:
-        wait_ns = self.predictor.work_ns(self.running_tokens + tokens_ahead, self.ready.slots)
-        if not len(self.ready):
-            wait_ns += self._load_remaining_ns(now_ns)
-        return max(1, ceil_ms(wait_ns))
-
-    def _departure_ns(self) -> int:
-        waiting = sum(len(flow) for flow in self.flows)
-        tokens = sum(flow.tokens for flow in self.flows)
-        running = self.ready.slots - self.ready.free_slots
-        mean_tokens = (tokens + self.running_tokens) // max(1, waiting + running)
-        return self.predictor.work_ns(max(1, mean_tokens), self.ready.slots)
-
-    # ------------------------------------------------------------------ outage
-
-    def outage(self, now_ns: int) -> ErrorInfo | None:
-        """Why nothing can be served now, with a retry hint; None while a replica is Ready (ORCH-3018)."""
-        if len(self.ready):
-            return None
-        retry_ms = max(OUTAGE_RETRY_MS_MIN, ceil_ms(self._load_remaining_ns(now_ns)))
-        pools = ", ".join(self.policy.pool_ids)
-        return ErrorInfo(
-            code="POOL_UNREADY" if self.loading else "POOL_UNAVAILABLE",
-            message=f"no replica of {pools} is ready, {len(self.loading)} loading; try again in {retry_ms} ms",
-            engine=self.policy.engine,
-            pool_id=self.policy.pool_ids[0],
-            retriable=True,
-            retry_after_ms=retry_ms,
-        )
-
-    def _load_remaining_ns(self, now_ns: int) -> int:
-        load_ns = self.predictor.load_ns
-        if not self.loading:
-            return load_ns
-        return max(OUTAGE_RETRY_MS_MIN * NS_PER_MS, next(iter(self.loading.values())) + load_ns - now_ns)
+    def cost_micros(self, tokens_in: int, tokens_out: int) -> int:
+        """What so many tokens cost, in millionths of the currency, rounded up."""
+        policy = self.policy
+        return -(-(tokens_in * policy.price_in_micros + tokens_out * policy.price_out_micros) // 1000)

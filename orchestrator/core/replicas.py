@@ -1,9 +1,16 @@
 """Replicas come, load, become Ready, fail and go (ORCH-3010, ORCH-3018, ORCH-3046)."""
 
-from contracts.scheduling import RefuseReplica, ReplicaLoading, ReplicaLost, ReplicaReady, ReplicaUnready
+from contracts.scheduling import (
+    RefuseReplica,
+    ReplicaLoading,
+    ReplicaLost,
+    ReplicaReady,
+    ReplicaReported,
+    ReplicaUnready,
+)
 from contracts.tasks import ReplicaInfo
 from orchestrator.core import attempts, submissions
-from orchestrator.core.placement import Replica
+from orchestrator.core.placement import PRESSURE_STEP_PERMILLE, Replica
 from orchestrator.core.replica_set import ReplicaSet
 from orchestrator.core.state import State
 
@@ -41,8 +48,10 @@ def ready(state: State, event: ReplicaReady) -> None:
     home.pin = home.pin or info
     replica.state = "ready"
     replica.reason = ""
-    replica.info = info
-    home.ready.add(replica)
+    replica.came_up(info)
+    home.came_up(replica)
+    if info.keeps_kv:
+        state.residency.add_replica(info.replica_id, replica.kv_capacity)
     state.want_dispatch(home)
 
 
@@ -67,6 +76,17 @@ def lost(state: State, event: ReplicaLost) -> None:
         _remove(state, replica, event.reason)
 
 
+def reported(state: State, event: ReplicaReported) -> None:
+    """A replica told how full its KV cache is; it counts in coarse steps (ORCH-3022)."""
+    replica = state.replicas.get(event.replica_id)
+    if replica is None or replica.state != "ready":
+        return
+    pressure = max(0, min(1000, event.kv_used_permille)) // PRESSURE_STEP_PERMILLE
+    if pressure != replica.pressure:
+        replica.pressure = pressure
+        replica.index.changed(replica)
+
+
 def mismatch(home: ReplicaSet, info: ReplicaInfo) -> str | None:
     """Why a replica must not serve in this set; None if it may (ORCH-3046).
 
@@ -84,6 +104,13 @@ def mismatch(home: ReplicaSet, info: ReplicaInfo) -> str | None:
         return f"ctx is {info.ctx}, the set admits tasks up to {policy.ctx}"
     if info.slots < 1:
         return "it has no slots"
+    if 0 < info.kv_tokens < policy.ctx:
+        return f"its KV cache holds {info.kv_tokens} tokens, the set admits tasks up to {policy.ctx}"
+    # ORCH-3011: the mask is hard; a pool without one takes any device.
+    mask = home.masks[info.pool_id]
+    off = [device for device in info.devices if mask and device not in mask]
+    if off:
+        return f"it runs on {', '.join(off)}, the pool's mask is {', '.join(mask)}"
     if home.pin is None:
         return None
     for name in ("engine_version", "model_digest", "ctx"):
@@ -125,11 +152,10 @@ def _take_down(state: State, replica: Replica, reason: str) -> None:
     replica.state = "unready"
     if not was_ready:
         return
-    home.ready.remove(replica)
-    if not len(home.ready):
-        home.pin = None
+    home.went_down(replica)
+    state.residency.remove_replica(replica.replica_id)
     attempts.replica_gone(state, replica, reason)
-    replica.info = None
+    replica.went_down()
     measuring = list(replica.measuring.values())
     replica.measuring.clear()
     for record in measuring:

@@ -15,8 +15,9 @@ class Retention:
     """Ended tasks in the order in which they ended."""
 
     def __init__(self, policy: ResultPolicy) -> None:
-        self._policy = policy
         self._ttl_ns = policy.ttl_ms * NS_PER_MS
+        self._tasks_max = policy.tasks_max
+        self._bytes_max = policy.bytes_max
         self._ended: deque[TaskRecord] = deque()
         self.bytes = 0
 
@@ -34,12 +35,14 @@ class Retention:
 
     def pop_surplus(self, now_ns: int) -> TaskRecord | None:
         """The oldest task, if it must go now."""
-        if not self._ended:
+        ended = self._ended
+        if not ended or (
+            ended[0].ended_ns + self._ttl_ns > now_ns
+            and len(ended) <= self._tasks_max
+            and self.bytes <= self._bytes_max
+        ):
             return None
-        within_bounds = len(self._ended) <= self._policy.tasks_max and self.bytes <= self._policy.bytes_max
-        if within_bounds and self._ended[0].ended_ns + self._ttl_ns > now_ns:
-            return None
-        record = self._ended.popleft()
+        record = ended.popleft()
         self.bytes -= record.transcript_bytes
         return record
 

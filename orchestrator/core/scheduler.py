@@ -6,6 +6,7 @@ The same events with the same times give the same commands, in every process.
 from contracts.api import TaskStatus
 from contracts.policies import SchedulerConfig
 from contracts.scheduling import (
+    AnswerClose,
     AnyCommand,
     AnyEvent,
     AttemptEnded,
@@ -14,7 +15,9 @@ from contracts.scheduling import (
     ReplicaLoading,
     ReplicaLost,
     ReplicaReady,
+    ReplicaReported,
     ReplicaUnready,
+    SessionCloseRequested,
     SetTimer,
     SlotReleased,
     TaskSubmitted,
@@ -22,9 +25,9 @@ from contracts.scheduling import (
     TokensProgressed,
 )
 from contracts.tasks import Outcome, TaskInfo
-from orchestrator.core import attempts, cancels, replicas, submissions, view, watchdog
+from orchestrator.core import attempts, cancels, dispatch, replicas, submissions, view, watchdog
 from orchestrator.core.state import State
-from orchestrator.core.view import StartedView
+from orchestrator.core.view import SessionView, StartedView
 
 
 class Scheduler:
@@ -46,7 +49,7 @@ class Scheduler:
         # 2. Act on what has become due.
         watchdog.expire(state)
         # 3. Start whatever can start.
-        state.dispatch()
+        dispatch.dispatch(state)
         # 4. Forget what is not to be kept any longer.
         state.trim_results()
         # 5. Ask to be woken for what becomes due next.
@@ -57,29 +60,43 @@ class Scheduler:
 
     def _handle(self, event: AnyEvent) -> None:
         state = self.state
-        match event:
-            case TokensProgressed():
-                attempts.progressed(state, event)
-            case TaskSubmitted():
-                submissions.submitted(state, event)
-            case AttemptEnded():
-                attempts.ended(state, event)
-            case SlotReleased():
-                attempts.released(state, event)
-            case TimerFired():
-                state.timers.alarm_rang()
-            case PromptMeasured():
-                submissions.measured(state, event)
-            case CancelRequested():
-                cancels.requested(state, event)
-            case ReplicaLoading():
-                replicas.loading(state, event)
-            case ReplicaReady():
-                replicas.ready(state, event)
-            case ReplicaUnready():
-                replicas.unready(state, event)
-            case ReplicaLost():
-                replicas.lost(state, event)
+        # The most frequent ones first.
+        if isinstance(event, TaskSubmitted):
+            state.sessions.sweep(state.now_ns)
+            submissions.submitted(state, event)
+        elif isinstance(event, AttemptEnded):
+            attempts.ended(state, event)
+        elif isinstance(event, TokensProgressed):
+            attempts.progressed(state, event)
+        elif isinstance(event, SlotReleased):
+            attempts.released(state, event)
+        elif isinstance(event, TimerFired):
+            state.timers.alarm_rang()
+        elif isinstance(event, PromptMeasured):
+            submissions.measured(state, event)
+        elif isinstance(event, CancelRequested):
+            cancels.requested(state, event)
+        elif isinstance(event, SessionCloseRequested):
+            self._close_session(event)
+        else:
+            self._handle_replica(event)
+
+    def _handle_replica(self, event: AnyEvent) -> None:
+        state = self.state
+        if isinstance(event, ReplicaReported):
+            replicas.reported(state, event)
+        elif isinstance(event, ReplicaLoading):
+            replicas.loading(state, event)
+        elif isinstance(event, ReplicaReady):
+            replicas.ready(state, event)
+        elif isinstance(event, ReplicaUnready):
+            replicas.unready(state, event)
+        elif isinstance(event, ReplicaLost):
+            replicas.lost(state, event)
+
+    def _close_session(self, event: SessionCloseRequested) -> None:
+        found = self.state.sessions.close(event.tenant, event.session_id)
+        self.state.out.append(AnswerClose("", event.request, found))
 
     # ------------------------------------------------------------------ reading
 
@@ -112,9 +129,21 @@ class Scheduler:
         states = self.readiness().values()
         return "ready" in states and "loading" not in states
 
+    def session(self, now_ns: int, tenant: str, session_id: str) -> SessionView | None:
+        """What is known of a session; None if there is none, or its time is over."""
+        return view.session(self.state, now_ns, tenant, session_id)
+
     def queue_depth(self, set_id: str, priority: str) -> int:
         """Admitted tasks of a class that wait. Raises `KeyError` for an unknown set or class."""
         for home in self.state.sets:
             if home.policy.set_id == set_id:
-                return len(home.flow_of[priority])
+                return home.tier_of[priority].waiting
         raise KeyError(set_id)
+
+    def shares(self) -> list[tuple[str, str, str, float]]:
+        """(set id, class, tenant, share) per flow: its part of the tokens its set started of late (ORCH-3076)."""
+        return view.shares(self.state)
+
+    def breakers(self, now_ns: int) -> list[tuple[str, str, str]]:
+        """(pool id, class, state) of every breaker (ORCH-3040)."""
+        return view.breakers(self.state, now_ns)

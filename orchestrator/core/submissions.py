@@ -3,16 +3,20 @@
 from typing import Final
 
 from contracts.errors import ErrorInfo
-from contracts.scheduling import MeasurePrompt, PromptMeasured, TaskSubmitted
+from contracts.scheduling import Admit, MeasurePrompt, PromptMeasured, TaskSubmitted
 from contracts.tasks import Outcome
-from orchestrator.core import admission, overflow
+from orchestrator.core import admission, deadlines, endings, outlook, overflow, preemption, refusals
+from orchestrator.core.lifecycle import advance
 from orchestrator.core.records import NS_PER_MS, TaskRecord
+from orchestrator.core.replica_set import ReplicaSet
 from orchestrator.core.state import State
 
 #: How many submissions of one task wait for the same measurement.
 SUBMISSIONS_MAX: Final = 16
 #: How long measuring a prompt may take, on however many replicas.
 MEASURE_TIMEOUT_NS: Final = 5000 * NS_PER_MS
+#: Longest budget that is kept track of; a longer one counts as this (ten years, so that instants fit 64 bits).
+DEADLINE_MS_MAX: Final = 10 * 365 * 24 * 3600 * 1000
 
 
 def submitted(state: State, event: TaskSubmitted) -> None:
@@ -28,47 +32,123 @@ def submitted(state: State, event: TaskSubmitted) -> None:
     if isinstance(home, ErrorInfo):
         state.reject("", submission, task.task_id, home)
         return
-    set_id = home.policy.set_id
-    # 3. Can it fit at all, and is anyone there to serve it?
+    # 3. Can it fit at all, is anyone there to serve it, and is its tenant known?
+    state.quotas.sweep(state.now_ns)
+    quota = state.quotas.tenant(task.tenant)
     error = admission.check_token_budget(task) or home.outage(state.now_ns)
-    if error is not None:
-        state.reject(set_id, submission, task.task_id, error)
+    if quota is None:
+        error = error or refusals.unknown_tenant(task.tenant)
+    if error is not None or quota is None:
+        assert error is not None
+        state.reject(home.policy.set_id, submission, task.task_id, error)
         return
-    # 4. Is there a place for it? One that starts at once needs none.
-    flow = home.flow_of[task.priority]
-    measure = admission.must_be_measured(task)
-    if (measure or not home.starts_at_once) and home.is_full(flow):
-        victim, error = overflow.resolve(home, flow)
-        if victim is None:
-            state.reject(set_id, submission, task.task_id, error)
-            return
-        victim.flow.discard(victim)
-        state.finish(victim, Outcome("dropped", error=error))
-    # 5. It is in, unless its prompt turns out too long.
-    record = TaskRecord(task, home, flow, state.next_sequence(), home.predictor.expected_tokens(task))
+    # 4. What will it cost, and do budgets, rates, quotas, queue and deadline let it in?
+    record = home.new_record(task, quota, state.next_sequence())
     record.submissions.append(submission)
+    measure = admission.must_be_measured(task)
+    if not _let_in(state, record, needs_place=measure or not home.starts_at_once(record)):
+        return
+    # 5. It is in, unless its prompt turns out too long.
     state.tasks[task.task_id] = record
     if measure:
-        flow.reserved += 1
+        record.flow.reserve()
+        home.appointments[task.priority].claim(task.task_id)
         record.measure_until_ns = state.now_ns + MEASURE_TIMEOUT_NS
         state.timers.arm(task.task_id, record.measure_until_ns)
         measure_somewhere(state, record)
     else:
-        state.admit(record)
-        state.enqueue(record)
+        admit(state, record)
+
+
+def _let_in(state: State, record: TaskRecord, *, needs_place: bool) -> bool:
+    """Whether nothing speaks against a task; else its submissions are answered.
+
+    A waiting task that has to go for it goes only when all else is in favour.
+    """
+    home, now_ns, task_id = record.home, state.now_ns, record.task.task_id
+    tier = home.tier_of[record.task.priority]
+    victim: TaskRecord | None = None
+    error = admission.check_limits(state, record)
+    if error is None and needs_place and not _has_place(home, record, now_ns):
+        victim = overflow.victim_for(home, tier, now_ns)
+        if victim is None:
+            error = overflow.refusal(home, tier, task_id, now_ns)
+    if error is None:
+        error = deadlines.refusal(home, record, now_ns)
+        # A slot taken for it helps a task that is late itself, not those that it would make late.
+        if error is not None and deadlines.is_late(home, record) and preemption.can_rescue(state, record):
+            error = None
+    if error is not None:
+        for submission in record.submissions:
+            state.reject(home.policy.set_id, submission, task_id, error)
+        return False
+    if victim is not None:
+        home.leave(victim)
+        endings.end_unserved(state, victim, Outcome("dropped", error=overflow.victim_error(home, tier, victim)))
+        record.outlook = None
+    return True
+
+
+def _has_place(home: ReplicaSet, record: TaskRecord, now_ns: int) -> bool:
+    task = record.task
+    if not home.is_full(home.tier_of[task.priority], now_ns):
+        return True
+    return home.appointments[task.priority].is_due(now_ns, task.task_id)
+
+
+def admit(state: State, record: TaskRecord) -> None:
+    """A task is in: answer it and let it join its queue."""
+    late = answer(state, record)
+    advance(record, "queued")
+    state.timers.arm(record.task.task_id, record.deadline_ns)
+    record.home.join(record)
+    state.want_dispatch(record.home)
+    if late:
+        preemption.rescue(state, record)
+
+
+def answer(state: State, record: TaskRecord) -> bool:
+    """Answer all submissions of a task with where it stands; its deadline runs from here (ORCH-3029).
+
+    Returns whether it will be late unless a slot is taken for it.
+    """
+    home, task, now_ns = record.home, record.task, state.now_ns
+    record.admitted_ns = now_ns
+    record.deadline_ns = now_ns + min(task.deadline_ms, DEADLINE_MS_MAX) * NS_PER_MS
+    admission.charge(state, record)
+    home.appointments[task.priority].claim(task.task_id)
+    seen = record.outlook or outlook.of_arrival(home, record, now_ns, task.deadline_ms)
+    record.outlook = seen
+    first = Admit(
+        home.policy.set_id,
+        record.submissions[0],
+        task.task_id,
+        seen.position,
+        seen.start_ms,
+        home.backoff_ms(home.tier_of[task.priority]),
+        False,
+        seen.chance,
+        state.sessions.budgets(record.session),
+    )
+    record.admission = first
+    state.out.append(first)
+    for submission in record.submissions[1:]:
+        state.admit_again(record, submission)
+    record.submissions.clear()
+    return deadlines.is_late(home, record)
 
 
 def _submitted_again(state: State, known: TaskRecord, event: TaskSubmitted) -> None:
     task, set_id = event.task, known.home.policy.set_id
     if task.tenant != known.task.tenant or task.body_digest != known.task.body_digest:
         # The set's id is left out: another tenant's task must not show in the answer.
-        state.reject("", event.submission, task.task_id, admission.id_conflict(task.task_id))
+        state.reject("", event.submission, task.task_id, refusals.id_conflict(task.task_id))
     elif known.state != "measuring":
         state.admit_again(known, event.submission)
     elif len(known.submissions) < SUBMISSIONS_MAX:
         known.submissions.append(event.submission)
     else:
-        error = overflow.full_error(known.home, "ADMISSION_REJECT", "reject")
+        error = refusals.limited(known.home, "the prompt is still being measured", 1000)
         state.reject(set_id, event.submission, task.task_id, error)
 
 
@@ -82,13 +162,18 @@ def measured(state: State, event: PromptMeasured) -> None:
         withdraw(state, record, error)
         return
     stop_measuring(record)
-    state.admit(record)
-    state.enqueue(record)
+    record.home.counted(record, event.prompt_tokens)
+    # It has held its place; only what it costs is known better now.
+    if _let_in(state, record, needs_place=False):
+        admit(state, record)
+    else:
+        state.timers.disarm(record.task.task_id)
+        del state.tasks[record.task.task_id]
 
 
 def measure_somewhere(state: State, record: TaskRecord) -> None:
     """Have the least loaded Ready replica count the prompt; without one, refuse the task."""
-    replica = record.home.ready.least_loaded()
+    replica = record.home.canaries.index_for(record.task.session_id).least_loaded()
     if replica is None:
         error = record.home.outage(state.now_ns)
         assert error is not None, "no replica is Ready, and yet there is no outage"
@@ -102,7 +187,7 @@ def measure_somewhere(state: State, record: TaskRecord) -> None:
 
 def stop_measuring(record: TaskRecord) -> None:
     """Give the reserved place back and let go of the replica."""
-    record.flow.reserved -= 1
+    record.flow.release()
     if record.replica is not None:
         del record.replica.measuring[record.task.task_id]
         record.replica = None
@@ -123,8 +208,8 @@ def measuring_timed_out(state: State, record: TaskRecord) -> None:
         code="POOL_UNREADY",
         message=f"the prompt could not be measured within {MEASURE_TIMEOUT_NS // NS_PER_MS} ms",
         engine=record.task.engine,
-        pool_id=record.home.policy.pool_ids[0],
+        pool_id=record.home.policy.pools[0].pool_id,
         retriable=True,
-        retry_after_ms=max(1000, record.home.retry_after_ms()),
+        retry_after_ms=1000,
     )
     withdraw(state, record, error)

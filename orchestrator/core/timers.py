@@ -15,7 +15,7 @@ class Timers:
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, str]] = []
-        self._armed: dict[str, tuple[int, int]] = {}
+        self._armed: dict[str, tuple[int, int, str]] = {}
         self._sequence = 0
         self._alarm_ns: int | None = None
 
@@ -33,10 +33,10 @@ class Timers:
         if held is not None and held[0] == at_ns:
             return
         self._sequence += 1
-        self._armed[key] = (at_ns, self._sequence)
-        heappush(self._heap, (at_ns, self._sequence, key))
+        entry = self._armed[key] = (at_ns, self._sequence, key)
+        heappush(self._heap, entry)
         if len(self._heap) > 2 * len(self._armed) + STALE_MAX:
-            self._heap = [(at, sequence, name) for name, (at, sequence) in self._armed.items()]
+            self._heap = list(self._armed.values())
             heapify(self._heap)
 
     def disarm(self, key: str) -> None:
@@ -50,20 +50,23 @@ class Timers:
 
     def pop_due(self, now_ns: int) -> str | None:
         """The key whose wake-up is due and earliest; it is disarmed. None when nothing is due."""
-        earliest_ns = self.earliest_ns()
-        if earliest_ns is None or earliest_ns > now_ns:
-            return None
-        key = heappop(self._heap)[2]
-        del self._armed[key]
-        return key
+        heap = self._heap
+        # A stale entry that lies ahead is left alone: what is due is all in front of it.
+        while heap and heap[0][0] <= now_ns:
+            entry = heappop(heap)
+            if self._armed.get(entry[2]) is entry:
+                del self._armed[entry[2]]
+                return entry[2]
+        return None
 
     def earliest_ns(self) -> int | None:
         """The next wake-up."""
-        while self._heap:
-            at_ns, sequence, key = self._heap[0]
-            if self._armed.get(key) == (at_ns, sequence):
-                return at_ns
-            heappop(self._heap)
+        heap = self._heap
+        while heap:
+            entry = heap[0]
+            if self._armed.get(entry[2]) is entry:
+                return entry[0]
+            heappop(heap)
         return None
 
     def alarm_rang(self) -> None:
@@ -76,10 +79,12 @@ class Timers:
         An alarm that is too early is left alone: it rings, nothing is due, the next one is set. That
         is one wake-up too many instead of a command for every step that moves the earliest back.
         """
-        earliest_ns = self.earliest_ns()
-        if earliest_ns is None:
+        alarm_ns = self._alarm_ns
+        # Nothing is earlier than the front of the heap, stale or not.
+        if alarm_ns is not None and now_ns < alarm_ns and (not self._heap or alarm_ns <= self._heap[0][0]):
             return None
-        if self._alarm_ns is not None and now_ns < self._alarm_ns <= earliest_ns:
+        earliest_ns = self.earliest_ns()
+        if earliest_ns is None or (alarm_ns is not None and now_ns < alarm_ns <= earliest_ns):
             return None
         self._alarm_ns = earliest_ns
         return earliest_ns

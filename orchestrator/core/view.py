@@ -4,8 +4,10 @@ import msgspec
 from msgspec import Struct
 
 from contracts.api import TaskStatus
-from contracts.tasks import ReplicaInfo
-from orchestrator.core.records import NS_PER_MS, TaskRecord, round_ms
+from contracts.tasks import Budgets, ReplicaInfo
+from orchestrator.core import outlook
+from orchestrator.core.lifecycle import is_over
+from orchestrator.core.records import NS_PER_MS, TaskRecord, ceil_ms, round_ms
 from orchestrator.core.state import State
 
 
@@ -20,6 +22,20 @@ class StartedView(Struct, frozen=True):
     queue_time_ns: int
     queue_depth: int
     time_budget_remaining_ms: int
+    on_time_probability: float
+    kv_warmth: bool
+    preempted: bool
+    budgets: Budgets | None
+
+
+class SessionView(Struct, frozen=True):
+    """A session: how long it lives on without a task, what it did, and what it has left (ORCH-3021, ORCH-3099)."""
+
+    ttl_ms_remaining: int
+    turns: int
+    kv_bytes: int
+    kv_warmth: bool
+    budgets: Budgets | None
 
 
 def find(state: State, task_id: str, tenant: str) -> TaskRecord | None:
@@ -30,28 +46,31 @@ def find(state: State, task_id: str, tenant: str) -> TaskRecord | None:
 
 def status(state: State, now_ns: int, record: TaskRecord) -> TaskStatus:
     """State, position and outcome; a position only while it waits, a replica once it started."""
+    now_ns = max(now_ns, state.now_ns)
     task, replica, outcome = record.task, record.served_by, record.outcome
-    position, predicted_ms = (
-        record.home.forecast(record, max(now_ns, state.now_ns)) if record.state == "queued" else (None, None)
-    )
+    seen = outlook.of_waiting(record.home, record, now_ns) if record.state == "queued" else None
     so_far = TaskStatus(
         task_id=task.task_id,
         state=record.state,
         engine=task.engine,
         model_ref=task.model_ref,
         priority=task.priority,
-        queue_position=position,
-        predicted_start_ms=predicted_ms,
+        queue_position=seen.position if seen else None,
+        predicted_start_ms=seen.start_ms if seen else None,
         replica_id=replica.replica_id if replica else None,
         pool_id=replica.pool_id if replica else None,
         engine_version=replica.engine_version if replica else None,
         model_digest=replica.model_digest if replica else None,
         attempt=record.attempt,
         tokens_in=0,
-        tokens_out=record.tokens_out,
+        tokens_out=max(record.tokens_out, record.resume_tokens),
         decode_ms=0,
         queue_time_ms=round_ms(record.queue_time_ns) if record.queue_time_ns is not None else None,
         labels=task.labels,
+        why=why(record),
+        on_time_probability=None if is_over(record) else on_time(state, now_ns, record),
+        preempted=record.preemptions > 0,
+        resumable=record.preemptions > 0 and not is_over(record),
     )
     if outcome is None:
         return so_far
@@ -66,11 +85,41 @@ def status(state: State, now_ns: int, record: TaskRecord) -> TaskStatus:
     )
 
 
+def why(record: TaskRecord) -> str:
+    """In one line, why the task is where it is."""
+    if record.state == "measuring":
+        return "a replica counts the tokens of its prompt, to see whether it fits"
+    if record.outcome is not None:
+        error = record.outcome.error
+        return error.message if error is not None else f"{record.state}: {record.outcome.finish_reason}"
+    if record.state == "stopping":
+        return f"being stopped: {record.stop_reason}"
+    if record.state == "running" and record.start is not None:
+        return record.start.why
+    flow = record.flow
+    if flow.blocked:
+        return f"tenant {flow.tenant} runs as much as its quota allows; waits until one of its tasks ends"
+    paused = "preempted by a task of a higher class; " if record.preemptions else ""
+    policy = record.home.policy
+    return (
+        f"{paused}waits by {policy.ordering} in class {flow.priority} of tenant {flow.tenant},"
+        f" {len(flow.line)} in line, {record.home.waiting} in all, {policy.fairness} between them"
+    )
+
+
+def on_time(state: State, now_ns: int, record: TaskRecord) -> float | None:
+    """Chance of an admitted task to be on time; None before admission and after the end."""
+    if record.admission is None or is_over(record):
+        return None
+    return outlook.on_time_now(record.home, record, max(now_ns, state.now_ns))
+
+
 def started(state: State, now_ns: int, record: TaskRecord) -> StartedView | None:
     """None for a task that never started."""
     told, replica, waited_ns = record.admission, record.served_by, record.queue_time_ns
     if told is None or replica is None or waited_ns is None:
         return None
+    chance = on_time(state, now_ns, record)
     return StartedView(
         task_id=record.task.task_id,
         attempt=record.attempt,
@@ -78,9 +127,47 @@ def started(state: State, now_ns: int, record: TaskRecord) -> StartedView | None
         queue_position=told.queue_position,
         predicted_start_ms=told.predicted_start_ms,
         queue_time_ns=waited_ns,
-        queue_depth=len(record.flow),
+        queue_depth=record.home.tier_of[record.task.priority].waiting,
         time_budget_remaining_ms=max(0, record.deadline_ns - max(now_ns, state.now_ns)) // NS_PER_MS,
+        on_time_probability=1.0 if chance is None else chance,
+        kv_warmth=record.start is not None and record.start.warm,
+        preempted=record.preemptions > 0,
+        budgets=state.sessions.budgets(record.session),
     )
+
+
+def session(state: State, now_ns: int, tenant: str, session_id: str) -> SessionView | None:
+    """None if there is no such session."""
+    now_ns = max(now_ns, state.now_ns)
+    found = state.sessions.find(now_ns, tenant, session_id)
+    if found is None or found.closing:
+        return None
+    replica_id = state.residency.where(found.key)
+    replica = state.replicas.get(replica_id)
+    token_bytes = replica.info.kv_token_bytes if replica is not None and replica.info is not None else 0
+    return SessionView(
+        ttl_ms_remaining=ceil_ms(state.sessions.ttl_left_ns(now_ns, found)),
+        turns=found.turns,
+        kv_bytes=state.residency.tokens(replica_id, found.key) * token_bytes,
+        kv_warmth=bool(replica_id),
+        budgets=state.sessions.budgets(found),
+    )
+
+
+def shares(state: State) -> list[tuple[str, str, str, float]]:
+    """Per flow, what share of its set's tokens it was given of late."""
+    return [
+        (home.policy.set_id, tier.policy.priority, flow.tenant, home.fairness.share(flow))
+        for home in state.sets
+        for tier in home.tiers
+        for flow in tier.flows.values()
+    ]
+
+
+def breakers(state: State, now_ns: int) -> list[tuple[str, str, str]]:
+    """Where every breaker stands."""
+    now_ns = max(now_ns, state.now_ns)
+    return [line for home in state.sets for line in home.breakers.states(now_ns)]
 
 
 def readiness(state: State) -> dict[str, str]:

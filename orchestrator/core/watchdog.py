@@ -3,9 +3,8 @@
 Each live task has one wake-up, for whatever can time out in its state.
 """
 
-from contracts.errors import ErrorInfo
 from contracts.tasks import Outcome
-from orchestrator.core import attempts, submissions
+from orchestrator.core import attempts, dispatch, endings, submissions
 from orchestrator.core.records import NS_PER_MS, TaskRecord
 from orchestrator.core.state import RETENTION_KEY, State
 
@@ -21,8 +20,9 @@ def _wake(state: State, record: TaskRecord) -> None:
     if record.state == "measuring":
         submissions.measuring_timed_out(state, record)
     elif record.state == "queued":
-        record.flow.discard(record)
-        state.finish(record, Outcome("failed", error=_deadline_error(record)))
+        record.home.leave(record)
+        outcome = Outcome("failed", tokens_out=record.resume_tokens, error=dispatch.too_late(record))
+        endings.end_unserved(state, record, outcome)
     elif record.state == "running":
         _watch(state, record)
     elif record.state == "stopping":
@@ -34,18 +34,8 @@ def _watch(state: State, record: TaskRecord) -> None:
     wall_ns = record.started_ns + policy.wall_timeout_ms * NS_PER_MS
     idle_ns = record.progressed_ns + policy.idle_timeout_ms * NS_PER_MS
     if wall_ns <= state.now_ns:
-        attempts.request_stop(state, record, "wall")
+        dispatch.stop(state, record, "wall")
     elif idle_ns <= state.now_ns:
-        attempts.request_stop(state, record, "idle")
+        dispatch.stop(state, record, "idle")
     else:
         state.timers.arm(record.task.task_id, min(wall_ns, idle_ns))
-
-
-def _deadline_error(record: TaskRecord) -> ErrorInfo:
-    return ErrorInfo(
-        code="DEADLINE_UNMET",
-        message=f"not started within deadline_ms {record.task.deadline_ms}",
-        engine=record.task.engine,
-        pool_id=record.home.policy.pool_ids[0],
-        retriable=False,
-    )

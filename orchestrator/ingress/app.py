@@ -11,6 +11,7 @@ from contracts.errors import ErrorInfo, OrchError
 from contracts.gateway import EventSource, Gateway
 from orchestrator.ingress.admission_log import log_admission, log_refusal
 from orchestrator.ingress.auth import Authenticator
+from orchestrator.ingress.budgets import budget_headers
 from orchestrator.ingress.docs import Documents
 from orchestrator.ingress.errors import error_reply, internal, log_failure, refuse
 from orchestrator.ingress.http import (
@@ -27,16 +28,24 @@ from orchestrator.ingress.http import (
 from orchestrator.ingress.settings import IngressSettings
 from orchestrator.ingress.sse import last_event_id
 from orchestrator.ingress.streaming import Departures, EventStream, release
-from orchestrator.ingress.submission import Submission, engine_of, parse_submission, parse_task_id
+from orchestrator.ingress.submission import (
+    Submission,
+    engine_of,
+    parse_session_id,
+    parse_submission,
+    parse_task_id,
+)
 
 _log = structlog.get_logger(__name__)
 _encode = msgspec.json.Encoder().encode
 
 #: None: the response was sent already (a stream).
 Handler = Callable[[Request], Awaitable[Reply | None]]
-TaskHandler = Callable[[Request, str], Awaitable[Reply | None]]
+#: Takes the id in the path too.
+ItemHandler = Callable[[Request, str], Awaitable[Reply | None]]
 
 _TASKS = "/v1/tasks"
+_SESSIONS = "/v1/sessions"
 
 
 def build_app(gateway: Gateway, settings: IngressSettings) -> ASGIApp:
@@ -61,10 +70,12 @@ class Ingress:
             "/docs": {"GET": documents.page},
             "/openapi.json": {"GET": documents.openapi},
         }
-        self._task_routes: dict[str, dict[str, TaskHandler]] = {
-            "": {"GET": self._status},
-            "stream": {"GET": self._stream},
-            "cancel": {"POST": self._cancel},
+        #: By the path before the id and the action behind it.
+        self._item_routes: dict[tuple[str, str], dict[str, ItemHandler]] = {
+            (_TASKS, ""): {"GET": self._status},
+            (_TASKS, "stream"): {"GET": self._stream},
+            (_TASKS, "cancel"): {"POST": self._cancel},
+            (_SESSIONS, ""): {"GET": self._session, "DELETE": self._close_session},
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,19 +109,18 @@ class Ingress:
         if methods is not None:
             handler = methods.get(request.method)
             return await handler(request) if handler else _wrong_method(methods)
-        if path.startswith(_TASKS + "/"):
-            name, slash, action = path[len(_TASKS) + 1 :].partition("/")
-            task_methods = self._task_routes.get(action) if name and (action or not slash) else None
-            if task_methods is not None:
-                task_handler = task_methods.get(request.method)
-                if task_handler is None:
-                    return _wrong_method(task_methods)
-                return await task_handler(request, parse_task_id(name))
+        for collection in (_TASKS, _SESSIONS):
+            if path.startswith(collection + "/"):
+                name, slash, action = path[len(collection) + 1 :].partition("/")
+                item_methods = self._item_routes.get((collection, action)) if name and (action or not slash) else None
+                if item_methods is not None:
+                    item_handler = item_methods.get(request.method)
+                    return await item_handler(request, name) if item_handler else _wrong_method(item_methods)
         raise refuse("NOT_FOUND", "There is nothing at this path. GET /docs lists what there is.")
 
     def _authenticate(self, request: Request) -> None:
         try:
-            request.tenant = self._auth.tenant(request.headers)
+            request.tenant, request.client = self._auth.caller(request.headers)
         except OrchError as error:
             if request.path == _TASKS and request.method == "POST":
                 self._gateway.count_rejected("unknown", error.info.code)
@@ -140,6 +150,7 @@ class Ingress:
             raise
         log_admission(task, admission)
         headers: Headers = [(b"location", b"%b/%b" % (_TASKS.encode(), task.task_id.encode()))]
+        headers += budget_headers(admission)
         if events is None:
             return Reply(202, _encode(admission), headers=headers)
         headers += [
@@ -156,7 +167,7 @@ class Ingress:
         limit = self._settings.body_max_bytes
         try:
             body = await request.read_body(limit)
-            return parse_submission(body, request.tenant, request.correlation_id, one_call)
+            return parse_submission(body, request.tenant, request.correlation_id, one_call, request.client)
         except BodyTooLarge:
             self._gateway.count_rejected("unknown", "PAYLOAD_TOO_LARGE")
             raise refuse("PAYLOAD_TOO_LARGE", f"The body is over {limit} bytes. Send a shorter prompt.") from None
@@ -164,16 +175,17 @@ class Ingress:
             self._gateway.count_rejected(engine_of(body), error.info.code)
             raise
 
-    async def _status(self, request: Request, task_id: str) -> Reply:
-        return Reply(200, _encode(await self._gateway.status(task_id, request.tenant)))
+    async def _status(self, request: Request, name: str) -> Reply:
+        return Reply(200, _encode(await self._gateway.status(parse_task_id(name), request.tenant)))
 
-    async def _cancel(self, request: Request, task_id: str) -> Reply:
+    async def _cancel(self, request: Request, name: str) -> Reply:
         """ORCH-2003: when the 204 is sent, no token of the task will follow (ORCH-3026, OC-CTRL-2012)."""
-        await self._gateway.cancel(task_id, request.tenant)
+        await self._gateway.cancel(parse_task_id(name), request.tenant)
         return Reply(204, b"")
 
-    async def _stream(self, request: Request, task_id: str) -> None:
+    async def _stream(self, request: Request, name: str) -> None:
         """ORCH-2002. Asks for the task first: an unknown one is a 404, not a stream with an error in it."""
+        task_id = parse_task_id(name)
         after = last_event_id(request.headers)
         await self._gateway.task_info(task_id, request.tenant)
         await self._send_stream(request, task_id, self._gateway.stream(task_id, request.tenant, after), [])
@@ -188,6 +200,17 @@ class Ingress:
             # Also when the server cancels this coroutine, which is how some tell of a disconnect.
             if not complete:
                 self._departures.left(task_id, request.tenant, request.correlation_id)
+
+    # --------------------------------------------------------------- sessions
+
+    async def _session(self, request: Request, name: str) -> Reply:
+        """ORCH-2004."""
+        return Reply(200, _encode(await self._gateway.session(parse_session_id(name), request.tenant)))
+
+    async def _close_session(self, request: Request, name: str) -> Reply:
+        """ORCH-2005."""
+        await self._gateway.close_session(parse_session_id(name), request.tenant)
+        return Reply(204, b"")
 
     # ---------------------------------------------------------------- service
 
@@ -214,7 +237,7 @@ async def _healthz(_request: Request) -> Reply:
     return Reply(200, b'{"status":"ok"}')
 
 
-def _wrong_method(methods: dict[str, Handler] | dict[str, TaskHandler]) -> Reply:
+def _wrong_method(methods: dict[str, Handler] | dict[str, ItemHandler]) -> Reply:
     allowed = ", ".join(methods)
     info = ErrorInfo(code="METHOD_NOT_ALLOWED", message=f"This path takes {allowed} only.", retriable=False)
     reply = error_reply(info)

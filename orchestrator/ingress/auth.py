@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from typing import Final
+from typing import Final, NamedTuple
 
 from contracts.errors import OrchError
 from orchestrator.ingress.errors import refuse
@@ -12,20 +12,27 @@ from orchestrator.ingress.settings import IngressSettings, Key
 DEFAULT_TENANT: Final = "default"
 
 
+class Caller(NamedTuple):
+    """Whose request it is; `client` is the name of the key, "" without one."""
+
+    tenant: str
+    client: str
+
+
 class Authenticator:
-    """From request headers to a tenant."""
+    """From request headers to a caller."""
 
     def __init__(self, settings: IngressSettings) -> None:
         self._enabled = settings.auth_enabled
         self._keys: dict[str, Key] = {key.sha256: key for key in settings.keys}
 
-    def tenant(self, headers: dict[bytes, bytes]) -> str:
-        """The tenant of the presented key. Raises OrchError UNAUTHENTICATED or FORBIDDEN.
+    def caller(self, headers: dict[bytes, bytes]) -> Caller:
+        """Tenant and name of the presented key. Raises OrchError UNAUTHENTICATED or FORBIDDEN.
 
         The digest is looked up, so timing tells at most about digests, and compared in constant time.
         """
         if not self._enabled:
-            return DEFAULT_TENANT
+            return Caller(DEFAULT_TENANT, "")
         presented = _presented(headers)
         if not presented:
             raise _missing()
@@ -33,7 +40,7 @@ class Authenticator:
         key = self._keys.get(digest)
         if key is None or not hmac.compare_digest(key.sha256, digest):
             raise refuse("FORBIDDEN", "This API key is not known here. Check the key, or ask the operator for one.")
-        return key.tenant
+        return Caller(key.tenant, key.name)
 
 
 def _presented(headers: dict[bytes, bytes]) -> bytes:

@@ -114,18 +114,20 @@ def _examples(status: str, answer: Json) -> str:
 
 def _curl(document: Json, method: str, path: str, operation: Json) -> str:
     """A line to paste; the key and the address come from the reader's shell."""
-    example = document["components"]["parameters"]["TaskId"]["example"]
     words = ["curl -sS"]
     if path.endswith("/stream"):
         words[0] += " -N"
-    if method == "post":
-        words.append("-X POST")
+    if method != "get":
+        words.append(f"-X {method.upper()}")
     if operation.get("security", True):
         words.append('-H "Authorization: Bearer $LLORCH_API_KEY"')
     if "requestBody" in operation:
         value = operation["requestBody"]["content"]["application/json"]["examples"]["prompt"]["value"]
         words.append("-d '" + json.dumps(value) + "'")
-    words.append('"$LLORCH_URL' + path.replace("{id}", example) + '"')
+    for parameter in document["paths"][path].get("parameters", []):
+        given = _resolve(document, parameter)
+        path = path.replace("{" + given["name"] + "}", given["example"])
+    words.append(f'"$LLORCH_URL{path}"')
     return " \\\n  ".join(words)
 
 

@@ -15,7 +15,7 @@ from contracts.errors import ErrorInfo
 from contracts.gateway import Gateway, Tokens
 from orchestrator.ingress.app import build_app
 from orchestrator.ingress.settings import IngressSettings
-from orchestrator.ingress.submission import parse_submission, parse_task_id
+from orchestrator.ingress.submission import parse_session_id, parse_submission, parse_task_id
 
 _NAMES: dict[type, str] = {Started: "started", Metrics: "metrics", End: "end", ErrorInfo: "error"}
 
@@ -48,6 +48,14 @@ class Frontend:
     async def status(self, task_id: str, tenant: str) -> dict[str, Any]:
         """The body of `GET /v1/tasks/{id}`."""
         return _plain(await self._gateway.status(parse_task_id(task_id), tenant))
+
+    async def session(self, session_id: str, tenant: str) -> dict[str, Any]:
+        """The body of `GET /v1/sessions/{id}`."""
+        return _plain(await self._gateway.session(parse_session_id(session_id), tenant))
+
+    async def close_session(self, session_id: str, tenant: str) -> None:
+        """End a session."""
+        await self._gateway.close_session(parse_session_id(session_id), tenant)
 
 
 def _plain(value: msgspec.Struct) -> dict[str, Any]:

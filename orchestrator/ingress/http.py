@@ -44,10 +44,10 @@ class Request:
     """The head of one request; the body is read by `read_body`, once.
 
     `correlation_id` is the client's when it is 1 to 128 visible ASCII characters, else a new UUID
-    (OC-CTRL-2052). `tenant` is set by authentication; `started` once the head of a response was sent.
+    (OC-CTRL-2052). `tenant` and `client` are set by authentication; `started` once the head of a response was sent.
     """
 
-    __slots__ = ("correlation_id", "headers", "method", "path", "receive", "send", "started", "tenant")
+    __slots__ = ("client", "correlation_id", "headers", "method", "path", "receive", "send", "started", "tenant")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
@@ -56,6 +56,7 @@ class Request:
         self.receive = receive
         self.send = send
         self.tenant = ""
+        self.client = ""
         self.started = False
         given = self.headers.get(b"x-correlation-id", b"")
         self.correlation_id = given.decode() if _CORRELATION_ID.fullmatch(given) else str(uuid4())

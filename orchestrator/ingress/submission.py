@@ -53,7 +53,7 @@ def engine_of(body: bytes) -> str:
         return "unknown"
 
 
-def parse_submission(body: bytes, tenant: str, correlation_id: str, one_call: bool) -> Submission:
+def parse_submission(body: bytes, tenant: str, correlation_id: str, one_call: bool, client: str = "") -> Submission:
     """Decode and check a body. Raises OrchError INVALID_PARAMS that names the field and what to do."""
     try:
         asked = _decode(body)
@@ -62,15 +62,25 @@ def parse_submission(body: bytes, tenant: str, correlation_id: str, one_call: bo
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise refuse("INVALID_PARAMS", f"The body is not JSON in valid UTF-8: {error}. Send one JSON object.") from None
     _check_content(asked)
-    return _submission(asked, tenant, correlation_id, one_call)
+    return _submission(asked, tenant, correlation_id, one_call, client)
 
 
 def parse_task_id(text: str) -> str:
     """A task id from a path, in canonical lower-case form. Raises OrchError INVALID_PARAMS."""
+    return _parse_id(text, "task")
+
+
+def parse_session_id(text: str) -> str:
+    """A session id from a path, in canonical lower-case form. Raises OrchError INVALID_PARAMS."""
+    return _parse_id(text, "session")
+
+
+def _parse_id(text: str, kind: str) -> str:
     try:
         return str(msgspec.convert(text, UUID))
     except msgspec.ValidationError:
-        raise refuse("INVALID_PARAMS", "The task id in the path is not a UUID. Use the task_id of the task.") from None
+        message = f"The {kind} id in the path is not a UUID. Use the {kind}_id of the {kind}."
+        raise refuse("INVALID_PARAMS", message) from None
 
 
 def derived_seed(task_id: str) -> int:
@@ -81,7 +91,7 @@ def derived_seed(task_id: str) -> int:
     return int.from_bytes(hashlib.sha256(task_id.encode()).digest()[:4], "big") >> 1
 
 
-def _submission(asked: TaskRequest, tenant: str, correlation_id: str, one_call: bool) -> Submission:
+def _submission(asked: TaskRequest, tenant: str, correlation_id: str, one_call: bool, client: str) -> Submission:
     task_id = str(asked.task_id)
     seed = derived_seed(task_id) if asked.seed is None else asked.seed
     request = GenerateRequest(
@@ -119,6 +129,7 @@ def _submission(asked: TaskRequest, tenant: str, correlation_id: str, one_call: 
         kv_hint=asked.kv_hint,
         cancel_on_disconnect=one_call if asked.cancel_on_disconnect is None else asked.cancel_on_disconnect,
         labels=asked.labels,
+        client=client,
     )
     return Submission(task, request)
 

@@ -93,11 +93,25 @@ def admission(number: int) -> dict[str, Any]:
         "queue_position": match.int(0, min=0),
         "predicted_start_ms": match.int(420, min=0),
         "backoff_ms": match.int(0, min=0),
+        "on_time_probability": match.number(0.97),
     }
 
 
 def location(number: int) -> dict[str, str]:
     return {"Location": f"/v1/tasks/{task_id(number)}"}
+
+
+def session_id(number: int) -> str:
+    return f"00000000-0000-4000-9000-{number:012d}"
+
+
+def _session(number: int) -> str:
+    return f"/v1/sessions/{session_id(number)}"
+
+
+def in_session(number: int) -> tuple[str, dict[str, object]]:
+    """A finished task in a session of its own."""
+    return ("a finished task", {"body": body(number, session_id=session_id(number))})
 
 
 def _task(number: int, action: str = "") -> str:
@@ -176,6 +190,20 @@ SERVED = [
         state=("a running task", {"body": body(15)}),
     ),
     Interaction("cancel a finished task", 204, "POST", _task(16, "/cancel"), state=finished(16)),
+    Interaction(
+        "the session of a finished task",
+        200,
+        "GET",
+        _session(17),
+        state=in_session(17),
+        response={
+            "ttl_ms_remaining": match.int(584_000, min=1),
+            "turns": match.int(1, min=0),
+            "kv_bytes": match.int(14_208_000, min=0),
+            "kv_warmth": match.bool(True),
+        },
+    ),
+    Interaction("end a session", 204, "DELETE", _session(18), state=in_session(18)),
 ]
 
 REFUSED = [
@@ -242,6 +270,24 @@ REFUSED = [
             "retry_after_ms": match.int(1500, min=0),
         },
         response_headers=_RETRY,
+    ),
+    _submit(
+        "a task that cannot meet its deadline",
+        400,
+        body(35, deadline_ms=1, max_tokens=1500),
+        response=envelope(
+            "DEADLINE_UNMET", engine="llamacpp", retriable=True, earliest_deadline_ms=match.int(5900, min=2)
+        ),
+    ),
+    *(
+        Interaction(
+            f"{what} an unknown session",
+            404,
+            method,
+            _session(99),
+            response=envelope("NOT_FOUND", retriable=False),
+        )
+        for what, method in (("look at", "GET"), ("end", "DELETE"))
     ),
     *(
         Interaction(

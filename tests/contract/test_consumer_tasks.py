@@ -35,6 +35,7 @@ def test_what_is_served(interaction: Interaction) -> None:
     elif interaction.status == 202:
         assert answer.json()["queue_position"] >= 0
         assert answer.json()["predicted_start_ms"] >= 0
+        assert 0 <= answer.json()["on_time_probability"] <= 1
 
 
 @pytest.mark.req("ORCH-2006", "ORCH-2007", "ORCH-3025", "ORCH-3035", "OC-CTRL-2011", "OC-CTRL-2030", "OC-CTRL-2040")
@@ -45,6 +46,8 @@ def test_what_is_refused(interaction: Interaction) -> None:
     assert answer.json()["code"] == answer.json()["code"].upper()
     assert answer.json()["message"]
     assert isinstance(answer.json()["retriable"], bool)
+    if answer.json()["code"] == "DEADLINE_UNMET":
+        assert answer.json()["earliest_deadline_ms"] > interaction.request["deadline_ms"]
     if interaction.status in (429, 503):
         assert int(answer.headers["retry-after"]) >= 1
         assert int(answer.headers["x-backoff-ms"]) == answer.json()["retry_after_ms"]

@@ -27,6 +27,7 @@ TYPES = {
     "Token": api.Token,
     "Metrics": api.Metrics,
     "End": api.End,
+    "Session": api.Session,
     "ErrorInfo": ErrorInfo,
     "Readiness": Readiness,
 }

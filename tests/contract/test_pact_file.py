@@ -27,6 +27,10 @@ QUEUE_CAPACITY = 2
 class FakePools(FakeGateway):
     """Test double with the pools that the provider states need: short tasks end at once, long ones never."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.admission["on_time_probability"] = 0.97
+
     async def submit(self, task: TaskInfo, request: GenerateRequest) -> Admission:
         if task.task_id in self.tasks:
             return await super().submit(task, request)
@@ -36,6 +40,9 @@ class FakePools(FakeGateway):
             raise OrchError(ErrorInfo("INVALID_PARAMS", "Unknown model.", task.engine, retriable=False))
         if task.ctx > 2048:
             raise OrchError(ErrorInfo("INVALID_PARAMS", "Too much context.", task.engine, retriable=False))
+        if task.deadline_ms == 1:
+            late = ErrorInfo("DEADLINE_UNMET", "Too late.", task.engine, retriable=True, earliest_deadline_ms=5900)
+            raise OrchError(late)
         if task.model_ref == SMALL_QUEUE_MODEL:
             self._make_room(task)
         admission = await super().submit(task, request)
@@ -105,7 +112,17 @@ def test_the_committed_pact_is_up_to_date() -> None:
     assert render_pact() == render_pact()
 
 
-@pytest.mark.req("ORCH-2001", "ORCH-2002", "ORCH-2003", "ORCH-2006", "ORCH-2007", "ORCH-3035", "OC-CTRL-2052")
+@pytest.mark.req(
+    "ORCH-2001",
+    "ORCH-2002",
+    "ORCH-2003",
+    "ORCH-2004",
+    "ORCH-2005",
+    "ORCH-2006",
+    "ORCH-2007",
+    "ORCH-3035",
+    "OC-CTRL-2052",
+)
 # The verifier does not close the socket on which it serves the state handlers.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_data_plane_keeps_the_pact(base_url: str) -> None:

@@ -31,11 +31,12 @@ SET_OF = {"r0": "set-a", "r1": "set-a", "r2": "set-a", "q0": "set-b"}
 POOL_OF = {"r0": "pool-a", "r1": "pool-a", "r2": "pool-b", "q0": "pool-q"}
 CLASSES = ("interactive", "batch")
 TASKS_MAX = 6
+CTX = 100
 
 
 @dataclass
 class Job:
-    """The world's view of one task from its first submission until it is forgotten."""
+    """The world's view of one task from its first submission until it is forgotten; `number`: its arrival."""
 
     info: TaskInfo
     set_id: str
@@ -54,7 +55,7 @@ class Attempt:
     task_id: str
     attempt: int
     replica_id: str
-    number: int
+    kv_tokens: int
     live: bool = True
     held: bool = True
     lost: bool = False
@@ -81,6 +82,11 @@ class Books:
 
     def line(self, job: Job) -> list[Job]:
         return self.queues.setdefault((job.set_id, job.info.priority), [])
+
+    def join(self, job: Job) -> None:
+        """A job waits, by arrival."""
+        line = self.line(job)
+        line.insert(sum(other.number < job.number for other in line), job)
 
 
 class Ledger:
@@ -156,14 +162,23 @@ class Ledger:
         assert job.admit is None
         job.admit = command
         job.measuring = False
-        job.number = self.number()
-        ahead = sum(
-            len(self.books.queues.get((job.set_id, name), ()))
-            for name in CLASSES[: CLASSES.index(job.info.priority) + 1]
-        )
-        assert command.queue_position == (0 if self.books.free(job.set_id) else ahead)
-        assert (command.predicted_start_ms == 0) == bool(self.books.free(job.set_id))
-        self.books.line(job).append(job)
+        at_once = bool(self.books.free(job.set_id))
+        assert (command.predicted_start_ms == 0) == at_once
+        self._check_position(job, command.queue_position, at_once)
+        self.books.join(job)
+
+    def _check_position(self, job: Job, position: int, at_once: bool) -> None:
+        """Exact within the tenant's own line; what other lines let go first is an estimate."""
+        waiting = [other for name in CLASSES for other in self.books.queues.get((job.set_id, name), ())]
+        flow = (job.info.priority, job.info.tenant)
+        own = [other for other in waiting if (other.info.priority, other.info.tenant) == flow]
+        ahead = sum(other.number < job.number for other in own)
+        if at_once:
+            assert position == 0
+        elif len(own) == len(waiting):
+            assert position == ahead
+        else:
+            assert ahead <= position <= len(waiting)
 
     def _rejected(self, command: Reject) -> None:
         self.books.submissions[command.submission] += 1
@@ -189,15 +204,20 @@ class Ledger:
             assert not self.books.queues.get((job.set_id, name))
         assert self.books.line(job).pop(0) is job
         # On a Ready replica of its set, the least loaded one, with a free slot.
-        loads = {
-            r: Fraction(self.books.busy(r), SLOTS[r])
-            for r, up in self.books.ready.items()
-            if up and SET_OF[r] == job.set_id
-        }
+        loads = {r: self._load(r) for r, up in self.books.ready.items() if up and SET_OF[r] == job.set_id}
         assert loads[command.replica_id] < 1
         assert loads[command.replica_id] == min(loads.values())
         job.attempt = command.attempt
-        self.books.attempts.append(Attempt(command.task_id, command.attempt, command.replica_id, job.number))
+        kv_tokens = self.scheduler.state.tasks[command.task_id].kv_tokens
+        self.books.attempts.append(Attempt(command.task_id, command.attempt, command.replica_id, kv_tokens))
+
+    def _load(self, replica_id: str) -> Fraction:
+        """The larger of the fractions of slots and of KV taken; 1 without a free slot."""
+        held = [a for a in self.books.attempts if a.held and a.replica_id == replica_id]
+        slots = SLOTS[replica_id]
+        if len(held) >= slots:
+            return Fraction(1)
+        return max(Fraction(len(held), slots), Fraction(sum(a.kv_tokens for a in held), slots * CTX))
 
     def _finished(self, command: Finish) -> None:
         job = self.books.jobs[command.task_id]

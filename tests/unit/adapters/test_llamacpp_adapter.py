@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from adapters.llamacpp import LlamaCppAdapter
 from contracts.api import Message, Sampling
 from contracts.engine import Chunk, EngineError, EngineSpec, Finish, GenerateRequest
+from tests.unit.adapters.test_gguf import STRING, U32, header
 
 Launch = Callable[..., Awaitable[LlamaCppAdapter]]
 
@@ -58,6 +59,20 @@ async def test_properties_are_the_engines_own(launch: Launch) -> None:
     assert properties.engine_version == "llama.cpp fake-llama-server 1"
     assert properties.model_digest == f"sha256:{hashlib.sha256(b'weights').hexdigest()}"
     assert (properties.slots, properties.ctx, properties.interruptible_decode) == (2, 256, True)
+
+
+@pytest.mark.req("ORCH-3009", "ORCH-3022", "ORCH-3045", "ORCH-3086")
+async def test_the_prompt_cache_is_claimed_only_where_it_is_exact(launch: Launch, spec: EngineSpec) -> None:
+    pairs = {"general.architecture": (STRING, "a"), "a.block_count": (U32, 2), "a.embedding_length": (U32, 8)}
+    pairs |= {"a.attention.head_count": (U32, 2)}
+    Path(spec.model_path).write_bytes(header(pairs))
+    plain = await (await launch()).properties()
+    # Two layers of two heads, keys and values of 4 each, 2 bytes a value; each slot has a context of its own.
+    assert (plain.keeps_kv, plain.kv_token_bytes, plain.kv_tokens) == (True, 2 * 2 * 8 * 2, 0)
+    threads = await (await launch("-t", "2")).properties()
+    assert (threads.keeps_kv, threads.kv_token_bytes) == (False, 2 * 2 * 8 * 2)
+    quantized = await (await launch("--cache-type-k=q8_0")).properties()
+    assert (quantized.keeps_kv, quantized.kv_token_bytes) == (False, 0)
 
 
 async def test_a_changed_model_file_gets_another_digest(launch: Launch, spec: EngineSpec) -> None:

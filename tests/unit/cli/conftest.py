@@ -41,6 +41,9 @@ class Script:
     error: dict[str, Any] | None = None
     hang_after: int | None = None
     ready: bool = True
+    frames: list[dict[str, Any]] = field(default_factory=list)
+    session: dict[str, Any] | None = None
+    why: str | None = None
     resumed_at: list[str | None] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
@@ -73,6 +76,8 @@ def application(script: Script) -> web.Application:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await response.write(b": hello\n\n" + event("started", STARTED) + event("novelty", {"x": 1}))
+        for frame in script.frames:
+            await response.write(event("metrics", frame))
         for i, text in list(enumerate(script.texts))[first:stop]:
             if i == script.hang_after:
                 script.hanging.set()
@@ -100,28 +105,45 @@ def application(script: Script) -> web.Application:
         return web.json_response(
             {"task_id": id_, "state": "running", "engine": "llamacpp", "model_ref": "m", "priority": "batch"}
             | {"attempt": 1, "tokens_in": 0, "tokens_out": 0, "decode_ms": 0}
+            | ({"why": script.why} if script.why else {})
         )
 
     async def readyz(_: web.Request) -> web.Response:
         body = {"ready": script.ready, "pools": {"dev": "1 of 1 replicas ready" if script.ready else "loading"}}
         return web.json_response(body, status=200 if script.ready else 503)
 
-    async def metrics(_: web.Request) -> web.Response:
-        text = (
-            "# TYPE queue_depth gauge\n"
-            'queue_depth{engine="llamacpp",pool_id="a",priority="batch"} 3\n'
-            'queue_depth{engine="llamacpp",pool_id="b",priority="batch"} 4\n'
-        )
-        return web.Response(text=text)
-
     app = web.Application()
     app.router.add_post("/v1/tasks", submit)
     app.router.add_get("/v1/tasks/{id}/stream", stream)
     app.router.add_get("/v1/tasks/{id}", status)
     app.router.add_post("/v1/tasks/{id}/cancel", cancel)
+    add_sessions(app, script)
     app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/metrics", metrics_page)
     return app
+
+
+async def metrics_page(_: web.Request) -> web.Response:
+    text = (
+        "# TYPE queue_depth gauge\n"
+        'queue_depth{engine="llamacpp",pool_id="a",priority="batch"} 3\n'
+        'queue_depth{engine="llamacpp",pool_id="b",priority="batch"} 4\n'
+    )
+    return web.Response(text=text)
+
+
+def add_sessions(app: web.Application, script: Script) -> None:
+    async def session(_request: web.Request) -> web.Response:
+        if script.session is None:
+            return web.json_response({"code": "NOT_FOUND", "message": "no such session"}, status=404)
+        return web.json_response(script.session)
+
+    async def close_session(_request: web.Request) -> web.Response:
+        script.session = None
+        return web.Response(status=204)
+
+    app.router.add_get("/v1/sessions/{id}", session)
+    app.router.add_delete("/v1/sessions/{id}", close_session)
 
 
 @pytest.fixture

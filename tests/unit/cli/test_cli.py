@@ -50,6 +50,36 @@ def test_submit_prints_tokens_to_stdout_and_the_summary_to_stderr(threaded_serve
     assert script.keys == ["Bearer k"]
 
 
+@pytest.mark.req("ORCH-3099", "ORCH-3100")
+def test_submit_prints_the_chance_and_what_is_left_to_the_session(threaded_server: str, script: Script) -> None:
+    assert "sure" not in llorch("submit", "hi", "--url", threaded_server).stderr
+    script.frames = [
+        {"queue_depth": 1, "on_time_probability": 0.87, "tokens_budget_remaining": 500},
+        {"preempted": True, "resumable": True},
+        {
+            "on_time_probability": 0.5,
+            "tokens_budget_remaining": 420,
+            "time_budget_remaining_ms": 2500,
+            "cost_budget_remaining": 0.03,
+        },
+    ]
+    result = llorch("submit", "hi", "--url", threaded_server)
+    assert (result.exit_code, result.stdout) == (0, "Grüße aus Bonn.\n")
+    assert "87% sure to be on time" in result.stderr
+    assert "preempted on the way" in result.stderr
+    assert "left to the session: 420 tokens, 2.5 s, cost 0.0300" in result.stderr
+
+
+@pytest.mark.req("ORCH-3079", "ORCH-3025")
+def test_a_deadline_that_cannot_be_met_is_told_with_one_that_can(
+    threaded_server: str, script: Script, refused: Callable[[str], dict[str, Any]]
+) -> None:
+    script.refusal = (400, refused("DEADLINE_UNMET") | {"earliest_deadline_ms": 5900})
+    result = llorch("submit", "hi", "--url", threaded_server)
+    assert result.exit_code == 1
+    assert "--deadline-ms 5900" in result.stderr
+
+
 def test_submit_sends_messages_for_chat(threaded_server: str, script: Script) -> None:
     assert llorch("submit", "hi", "--url", threaded_server, "--system", "be brief").exit_code == 0
     assert llorch("submit", "hi", "--url", threaded_server, "--chat").exit_code == 0
@@ -131,10 +161,12 @@ def test_status_shows_readiness_and_figures(threaded_server: str, script: Script
     assert result.stdout.startswith("not ready")
 
 
-def test_status_of_a_task(threaded_server: str) -> None:
+def test_status_of_a_task_says_why(threaded_server: str, script: Script) -> None:
+    script.why = "least-loaded: dev-0 with 1 of 4 slots taken"
     result = llorch("status", str(UUID(int=4)), "--url", threaded_server)
     assert result.exit_code == 0
     assert "running" in result.stdout
+    assert script.why in result.stdout
 
 
 @pytest.mark.req("ORCH-3030", "OC-CONFIG-6001")

@@ -111,6 +111,17 @@ async def test_submit_cancel_status_and_readiness(server: str, script: Script) -
     assert script.canceled == ["t"]
 
 
+@pytest.mark.req("ORCH-2004", "ORCH-2005")
+async def test_a_session_is_looked_at_and_ended(server: str, script: Script) -> None:
+    script.session = {"ttl_ms_remaining": 5, "turns": 2, "kv_bytes": 7, "kv_warmth": True, "novelty": 1}
+    async with client(server) as c:
+        session = await c.session("s")
+        assert (session.turns, session.kv_warmth, session.tokens_budget_remaining) == (2, True, None)
+        await c.close_session("s")
+        with pytest.raises(OrchError, match="NOT_FOUND"):
+            await c.session("s")
+
+
 async def test_nothing_listening_is_its_own_error(unused_tcp_port: int) -> None:
     async with client(f"http://127.0.0.1:{unused_tcp_port}") as c:
         with pytest.raises(CannotConnectError):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 from contracts import messages as wire
 from contracts.engine import (
@@ -18,7 +19,15 @@ from contracts.engine import (
 )
 from contracts.errors import ErrorInfo
 from contracts.gateway import StreamEvent, Tokens
-from contracts.policies import PoolPolicy, QueuePolicy, ResultPolicy, SchedulerConfig, SetPolicy
+from contracts.policies import (
+    PoolPolicy,
+    PreemptionPolicy,
+    QueuePolicy,
+    ResultPolicy,
+    SchedulerConfig,
+    SessionPolicy,
+    SetPolicy,
+)
 from contracts.tasks import TaskInfo
 from orchestrator.cluster.gateway import ClusterGateway
 from orchestrator.cluster.replica_host import ReplicaHost
@@ -26,11 +35,14 @@ from orchestrator.cluster.scheduler_service import SchedulerService
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 NODE, HOST, MODEL = "node-1", "127.0.0.1", "scripted-model"
-SPEC = EngineSpec("llamacpp", "pool", "pool-0", MODEL, "", 2048, 2, "cpu-dev")
+SPEC = EngineSpec("llamacpp", "pool", "pool-0", MODEL, "", 2048, 2, "cpu-dev", zone="hall-2")
 
 
 class ScriptedAdapter:
-    """An engine in memory (a fake, and says so): `t0 t1 …` up to `max_tokens`, paused by `gate`."""
+    """An engine in memory (a fake, and says so): `t0 t1 …` up to `max_tokens`, paused by `gate`.
+
+    `self_test_token_s` is its pace while it is tested, from which the scheduler takes what a token costs.
+    """
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
@@ -40,6 +52,8 @@ class ScriptedAdapter:
         self.active: set[str] = set()
         self.canceled: list[str] = []
         self.silent = False
+        self.self_test_token_s = 0.0
+        self.word = "t"
 
     async def launch(self) -> None:
         await asyncio.sleep(0)
@@ -51,7 +65,15 @@ class ScriptedAdapter:
         return not self.exit.done()
 
     async def properties(self) -> EngineProperties:
-        return EngineProperties("scripted fake 1", "sha256:0", self.spec.slots, self.spec.ctx, True)
+        return EngineProperties(
+            engine_version="scripted fake 1",
+            model_digest="sha256:0",
+            slots=self.spec.slots,
+            ctx=self.spec.ctx,
+            interruptible_decode=True,
+            kv_token_bytes=1000,
+            keeps_kv=True,
+        )
 
     async def count_tokens(self, request: GenerateRequest) -> int:
         return len((request.prompt or "").split())
@@ -64,8 +86,8 @@ class ScriptedAdapter:
                     await self.gate.wait()
                 if self.exit.done():
                     raise EngineError(ErrorInfo("WORKER_RESET", "the scripted engine died", retriable=True))
-                await asyncio.sleep(0)
-                yield Chunk(f"t{index} ")
+                await asyncio.sleep(self.self_test_token_s if attempt_key == "self-test" else 0)
+                yield Chunk(f"{self.word}{index} ")
             yield Finish("length", 3)
         finally:
             self.active.discard(attempt_key)
@@ -84,10 +106,29 @@ class ScriptedAdapter:
 class Cluster:
     """Scheduler, one replica and gateways; `adapters` holds the engines in order of launch."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        preemption: PreemptionPolicy | None = None,
+        sessions: SessionPolicy | None = None,
+        self_test_token_s: float = 0.0,
+    ) -> None:
         queues = tuple(QueuePolicy(priority, 8, "reject") for priority in ("interactive", "batch"))
-        policy = SetPolicy("set", "llamacpp", (MODEL,), 2048, "v1", (PoolPolicy("pool"),), 8, queues, 60_000, 30_000)
-        self.config = SchedulerConfig((policy,), ResultPolicy(60_000, 100, 1_000_000))
+        policy = SetPolicy(
+            set_id="set",
+            engine="llamacpp",
+            model_refs=(MODEL,),
+            ctx=2048,
+            sampler_profile_version="v1",
+            pools=(PoolPolicy("pool"),),
+            capacity=8,
+            queues=queues,
+            wall_timeout_ms=60_000,
+            idle_timeout_ms=30_000,
+            preemption=preemption or PreemptionPolicy(),
+        )
+        results = ResultPolicy(60_000, 100, 1_000_000)
+        self.config = SchedulerConfig((policy,), results, sessions=sessions or SessionPolicy())
+        self.self_test_token_s = self_test_token_s
         self.adapters: list[ScriptedAdapter] = []
         self.make_silent = False
         self.scheduler = SchedulerService(self.config, SECRET)
@@ -102,6 +143,7 @@ class Cluster:
     def make_adapter(self, spec: EngineSpec) -> EngineAdapter:
         adapter = ScriptedAdapter(spec)
         adapter.silent = self.make_silent
+        adapter.self_test_token_s = self.self_test_token_s
         self.adapters.append(adapter)
         return adapter
 
@@ -137,9 +179,9 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def cluster() -> AsyncIterator[tuple[Cluster, ClusterGateway]]:
+async def cluster(**options: Any) -> AsyncIterator[tuple[Cluster, ClusterGateway]]:
     """A ready cluster and one gateway."""
-    running = Cluster()
+    running = Cluster(**options)
     await running.start()
     running.start_replica()
     gateway = running.gateway()

@@ -6,36 +6,8 @@ from pathlib import Path
 import pytest
 
 from contracts.config import Config
-from orchestrator.configfile import ConfigError, LoadedConfig, Problem, development_config, load, loads
-
-POOL = """\
-pools:
-  - id: a
-    engine: llamacpp
-    model: smollm2-135m-instruct
-    accelerator: cpu-dev
-"""
-
-
-def problems(text: str, *, files: bool = False) -> list[Problem]:
-    """Every problem of a text that must have some."""
-    with pytest.raises(ConfigError) as caught:
-        loads(text, "f.yaml", base=Path(), files=files)
-    return list(caught.value.problems)
-
-
-def only(text: str) -> Problem:
-    found = problems(text)
-    assert len(found) == 1, found
-    return found[0]
-
-
-def good(text: str) -> LoadedConfig:
-    return loads(text, "f.yaml", base=Path(), files=False)
-
-
-def place(problem: Problem) -> tuple[int, int]:
-    return problem.line, problem.column
+from orchestrator.configfile import ConfigError, development_config, load
+from tests.unit.config.config_kit import POOL, good, only, pair, place, problems, warned
 
 
 @pytest.mark.req("ORCH-3030", "OC-CONFIG-6001")
@@ -161,9 +133,8 @@ def test_a_class_capacity_over_the_pools_is_refused() -> None:
     ],
 )
 def test_pools_of_one_set_must_agree(first: str, second: str, named: str) -> None:
-    other = POOL.removeprefix("pools:\n").replace("id: a", "id: b")
-    assert named in only(f"{POOL}    {first}\n{other}    {second}\n").message
-    good(f"{POOL}    {first}\n{other}    ctx: 4096\n    {second}\n")
+    assert named in only(pair(first, second)).message
+    good(pair(first, f"{second}\n    ctx: 4096"))
 
 
 def test_ids_and_keys_are_unique() -> None:
@@ -209,12 +180,37 @@ def test_a_missing_file_is_a_problem_too(tmp_path: Path) -> None:
 
 
 def test_what_is_not_enforced_yet_is_told_of() -> None:
-    loaded = good(
-        POOL + "    preload: false\n    preemption: {mode: soft}\n"
-        "    admission: {priorities: [{name: batch, weight: 2}]}\ncatalog: {}\n"
+    told = warned(POOL + "    preload: false\ncatalog: {trust_policy: {mode: strict}}\n")
+    assert "`preload: false` does nothing yet: pools always preload" in told
+    assert "`catalog` is accepted but not enforced in this release" in told
+
+
+@pytest.mark.req("OC-CONFIG-6001")
+def test_what_is_enforced_is_not_called_later() -> None:
+    text = (
+        POOL
+        + """\
+    zone: b
+    preemption: {mode: hard, per_task_max: 1}
+    price: {prompt_per_1k: 1, output_per_1k: 2}
+    admission:
+      ordering: fifo
+      eviction: lru
+      on_time_percent_min: 0
+      breaker: {probes: 1}
+      priorities: [{name: batch, weight: 2, rate_limit_rps: 1, slo_first_token_ms: 5}]
+      fairness: {kind: strict, unknown_tenants: default, default: {weight: 2}, tenants: [{id: t, kv_mb: 1}]}
+sessions: {ttl_ms: 1, turns_max: 1, sessions_max: 1, budget: {tokens: 1, time_ms: 1, cost: 1}}
+auth: {rate: {rps: 1, burst: 1}}
+"""
     )
-    told = {warning.message.split("`")[1] for warning in loaded.warnings if "`" in warning.message}
-    assert {"preload: false", "preemption", "weight", "catalog"} <= told
+    assert [message for message in warned(text) if "later" in message or "not enforced" in message] == []
+
+
+@pytest.mark.req("OC-CONFIG-6001")
+def test_an_entry_of_a_list_is_named_by_its_list() -> None:
+    problem = only(POOL + "    devices: [0, -1]\n")
+    assert problem.message == "`devices[1]` should be greater than or equal to 0"
 
 
 @pytest.mark.req("ORCH-3035")

@@ -16,6 +16,7 @@ from contracts.scheduling import (
     PromptMeasured,
     ReplicaReady,
     SetTimer,
+    Start,
     TaskSubmitted,
     TimerFired,
 )
@@ -28,8 +29,8 @@ TENANT = "acme"
 C = TypeVar("C", bound=msgspec.Struct)
 
 
-def queue(priority: str, capacity: int = 8, policy: PolicyLabel = "reject") -> QueuePolicy:
-    return QueuePolicy(priority, capacity, policy)
+def queue(priority: str, capacity: int = 8, policy: PolicyLabel = "reject", **more: Any) -> QueuePolicy:
+    return QueuePolicy(priority, capacity, policy, **more)
 
 
 def replica_set(**over: Any) -> SetPolicy:
@@ -44,14 +45,22 @@ def replica_set(**over: Any) -> SetPolicy:
         "queues": (queue("interactive"), queue("batch", policy="drop-lru")),
         "wall_timeout_ms": 10_000,
         "idle_timeout_ms": 1_000,
+        # The plainest policies, so that a test shows what it is about; the others name theirs.
+        "fairness": "strict",
+        "ordering": "fifo",
+        "eviction": "lru",
+        "on_time_percent_min": 0,
     }
     values |= over
-    values["pools"] = tuple(PoolPolicy(pool_id) for pool_id in values.pop("pool_ids"))
+    pools = tuple(PoolPolicy(pool_id) for pool_id in values.pop("pool_ids"))
+    values.setdefault("pools", pools)
     return SetPolicy(**values)
 
 
-def config(*sets: SetPolicy, ttl_ms: int = 60_000, tasks_max: int = 100, bytes_max: int = 10_000) -> SchedulerConfig:
-    return SchedulerConfig(sets or (replica_set(),), ResultPolicy(ttl_ms, tasks_max, bytes_max))
+def config(
+    *sets: SetPolicy, ttl_ms: int = 60_000, tasks_max: int = 100, bytes_max: int = 10_000, **more: Any
+) -> SchedulerConfig:
+    return SchedulerConfig(sets or (replica_set(),), ResultPolicy(ttl_ms, tasks_max, bytes_max), **more)
 
 
 def task(task_id: str, **over: Any) -> TaskInfo:
@@ -105,6 +114,11 @@ def of(commands: list[AnyCommand], kind: type[C]) -> list[C]:
     return [command for command in commands if isinstance(command, kind)]
 
 
+def started(commands: list[AnyCommand]) -> list[tuple[str, int, str]]:
+    """(task, attempt, replica) of each attempt that is to run, in order."""
+    return [(command.task_id, command.attempt, command.replica_id) for command in of(commands, Start)]
+
+
 def one(commands: list[AnyCommand], kind: type[C]) -> C:
     """The only command of one type."""
     (only,) = of(commands, kind)
@@ -114,8 +128,8 @@ def one(commands: list[AnyCommand], kind: type[C]) -> C:
 class Core:
     """A scheduler under test. `now_ms` only moves when a test moves it."""
 
-    def __init__(self, *sets: SetPolicy, ready: tuple[ReplicaInfo, ...] = (), **results: int) -> None:
-        self.scheduler = Scheduler(config(*sets, **results))
+    def __init__(self, *sets: SetPolicy, ready: tuple[ReplicaInfo, ...] = (), **more: Any) -> None:
+        self.scheduler = Scheduler(config(*sets, **more))
         self.now_ms = 1_000
         self.alarm_ns: int | None = None
         self.numbers = 0

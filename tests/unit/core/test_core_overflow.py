@@ -116,9 +116,9 @@ def test_a_task_that_started_before_keeps_its_place() -> None:
 @pytest.mark.req("ORCH-3005", "ORCH-3029")
 def test_retry_and_backoff_are_computed_from_the_work_in_the_queue() -> None:
     core = full("reject", capacity=8, own=4)
-    # One slot, 10 ms a token, 10 tokens a task: a departure every 100 ms.
+    # One slot, 10 ms a token, 10 tokens and a prompt of 1: a departure every 110 ms.
     told = [one(core.submit(f"t{n}"), Admit) for n in range(4)]
     assert [a.queue_position for a in told] == [0, 1, 2, 3]
-    assert [a.predicted_start_ms for a in told] == [100, 200, 300, 400]
-    assert [a.backoff_ms for a in told] == [0, 0, 0, 100]
-    assert one(core.submit("over"), Reject).error.retry_after_ms == 100
+    assert [a.predicted_start_ms for a in told] == [110, 220, 330, 440]
+    assert [a.backoff_ms for a in told] == [0, 0, 0, 110]
+    assert one(core.submit("over"), Reject).error.retry_after_ms == 110

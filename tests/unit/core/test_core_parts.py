@@ -1,4 +1,4 @@
-"""The parts on their own: states, queues, timers, index, predictor, retention, determinism."""
+"""The parts on their own: states, timers, index, retention, determinism."""
 
 import itertools
 import os
@@ -10,23 +10,24 @@ from typing import Any, get_args
 import pytest
 
 from contracts.api import TaskState
+from contracts.policies import TenantPolicy
 from contracts.scheduling import Finish, Forget, SetTimer, TimerFired
 from orchestrator.core.invariants import check
 from orchestrator.core.lifecycle import NEXT, IllegalTransition, advance
 from orchestrator.core.placement import Replica, ReplicaIndex
-from orchestrator.core.policies import StrictPriority
-from orchestrator.core.predictor import LOAD_NS_GUESS, TOKEN_NS_GUESS, Predictor
-from orchestrator.core.queues import GAPS_MAX, FifoFlow
+from orchestrator.core.quotas import TenantQuota
 from orchestrator.core.records import TaskRecord, ceil_ms, round_ms
 from orchestrator.core.replica_set import ReplicaSet
+from orchestrator.core.residency import Residency
 from orchestrator.core.timers import STALE_MAX, Timers
-from tests.unit.core.core_kit import MS, Core, ended, of, one, queue, replica, replica_set, scripted_digest, task
+from tests.unit.core.core_kit import MS, Core, ended, of, one, replica, replica_set, scripted_digest, task
 
-HOME = ReplicaSet(replica_set(), StrictPriority())
+HOME = ReplicaSet(replica_set(), Residency())
+QUOTA = TenantQuota("acme", TenantPolicy("acme"))
 
 
-def record(number: int = 0, tokens: int = 1) -> TaskRecord:
-    return TaskRecord(task(f"t{number}"), HOME, HOME.flows[0], number, tokens)
+def record(number: int = 0) -> TaskRecord:
+    return HOME.new_record(task(f"t{number}"), QUOTA, number)
 
 
 def contents(record: TaskRecord) -> dict[str, Any]:
@@ -55,44 +56,6 @@ def test_the_table_names_every_state_and_ends_end() -> None:
     assert set(NEXT) == set(STATES)
     assert {s for s in STATES if not NEXT[s]} == {"finished", "failed", "canceled", "dropped"}
     assert {there for ways in NEXT.values() for there in ways} == set(STATES) - {"measuring"}
-
-
-@pytest.mark.req("ORCH-3004", "OC-CORE-1001", "OC-CORE-1003")
-def test_a_flow_is_first_in_first_out_with_exact_positions() -> None:
-    flow = FifoFlow("interactive", queue("interactive"))
-    records = [record(n, tokens=n + 1) for n in range(200)]
-    for each in records:
-        flow.push(each)
-    for n in [5, 0, 199, 1, *range(20, 180)]:
-        flow.discard(records[n])
-    left = [r for n, r in enumerate(records) if n not in {5, 0, 199, 1} and not 20 <= n < 180]
-    assert [flow.position(r) for r in left] == list(range(len(left)))
-    assert flow.gaps <= len(flow) + GAPS_MAX
-    assert flow.tokens == sum(r.expected_tokens for r in left)
-    assert (flow.oldest(), flow.newest()) == (left[0], left[-1])
-    late = record(500)
-    flow.push(late)
-    assert flow.position(late) == len(left)
-    assert [flow.pop() for _ in range(len(flow))] == [*left, late]
-    assert flow.tokens == 0
-    assert flow.oldest() is flow.newest() is None
-    with pytest.raises(IndexError):
-        flow.pop()
-
-
-@pytest.mark.req("OC-CORE-1003")
-def test_given_back_tasks_go_first_in_arrival_order() -> None:
-    flow = FifoFlow("interactive", queue("interactive"))
-    records = [record(n) for n in range(4)]
-    for each in records:
-        flow.push(each)
-    first, second, third = flow.pop(), flow.pop(), flow.pop()
-    for each in (third, first, second):
-        flow.give_back(each)
-    assert [flow.position(r) for r in records] == [0, 1, 2, 3]
-    flow.discard(second)
-    assert flow.oldest() is records[3]
-    assert [flow.pop() for _ in range(3)] == [first, third, records[3]]
 
 
 def test_timers_fire_in_order_and_only_as_last_armed() -> None:
@@ -140,7 +103,7 @@ def test_the_index_finds_the_least_loaded_without_growing() -> None:
     index = ReplicaIndex()
     replicas = [Replica(f"r{n}", "pool-a", HOME, n, 0) for n in range(5)]
     for n, each in enumerate(replicas):
-        each.info = replica(each.replica_id, slots=n + 1)
+        each.came_up(replica(each.replica_id, slots=n + 1, kv_tokens=1_000_000))
         index.add(each)
     keys: list[tuple[Replica, tuple[str, int]]] = []
     for n in range(3_000):
@@ -157,31 +120,10 @@ def test_the_index_finds_the_least_loaded_without_growing() -> None:
             keys = keys[1::2]
         assert index.heap_size <= 2 * len(index) + 64
     full = Replica("full", "pool-a", HOME, 9, 0)
-    full.info = replica("full")
+    full.came_up(replica("full"))
     full.busy[("x", 1)] = record()
     with pytest.raises(AssertionError):
         index.take(full, ("y", 1), record())
-
-
-@pytest.mark.req("ORCH-3029")
-def test_the_predictor_moves_from_guess_over_self_test_to_measurement() -> None:
-    predictor = Predictor()
-    assert (predictor.token_ns, predictor.load_ns) == (TOKEN_NS_GUESS, LOAD_NS_GUESS)
-    predictor.self_tested(7)
-    assert predictor.token_ns == 7
-    assert predictor.expected_tokens(task("t", max_tokens=50)) == 50
-    predictor.served(1_000, 10)
-    assert predictor.token_ns == 100
-    assert predictor.expected_tokens(task("t", max_tokens=50)) == 10
-    assert predictor.expected_tokens(task("t", max_tokens=4)) == 4
-    assert predictor.expected_tokens(task("t", max_tokens=50, expected_tokens=80)) == 50
-    for _ in range(100):
-        predictor.served(6_000, 20)
-    assert 295 <= predictor.token_ns <= 305
-    assert predictor.work_ns(10, 2) == 5 * predictor.token_ns
-    assert predictor.work_ns(10, 0) == 10 * predictor.token_ns
-    predictor.served(0, 0)
-    assert predictor.token_ns >= 1
 
 
 def test_rounding() -> None:
@@ -220,7 +162,7 @@ def test_the_invariants_notice_a_broken_book() -> None:
     core = Core(ready=(replica(),))
     core.submit("t")
     core.submit("w")
-    core.scheduler.state.sets[0].flows[0].tokens += 1
+    core.scheduler.state.sets[0].tiers[0].cost_tokens += 1
     with pytest.raises(AssertionError, match="token sum"):
         check(core.scheduler)
 

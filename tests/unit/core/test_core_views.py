@@ -34,7 +34,7 @@ def test_status_through_a_tasks_life() -> None:
     assert (status.state, status.queue_position, status.predicted_start_ms, status.labels) == (
         "queued",
         0,
-        100,
+        110,
         {"k": "v"},
     )
     core.now_ms += 70
@@ -79,10 +79,10 @@ def test_predictions_follow_measured_service_and_progress() -> None:
     core.tell(ended("a"))
     # 300 ms for 10 tokens were measured, so 30 ms a token instead of the self-test's 10.
     core.submit("b")
-    assert one(core.submit("c"), Admit).predicted_start_ms == 300
+    assert one(core.submit("c"), Admit).predicted_start_ms == 330
     core.tell(TokensProgressed("b", 1, 4, 0))
-    assert one(core.submit("d", expected_tokens=2), Admit).predicted_start_ms == 180 + 300
-    assert one(core.submit("e"), Admit).predicted_start_ms == 180 + 300 + 60
+    assert one(core.submit("d", expected_tokens=2), Admit).predicted_start_ms == 210 + 330
+    assert one(core.submit("e"), Admit).predicted_start_ms == 210 + 330 + 90
 
 
 @pytest.mark.req("ORCH-3029")
@@ -90,7 +90,7 @@ def test_more_slots_wait_less() -> None:
     core = Core(ready=(replica("r0", slots=2), replica("r1", slots=2)))
     for n in range(4):
         assert one(core.submit(f"t{n}"), Admit).predicted_start_ms == 0
-    assert one(core.submit("w"), Admit).predicted_start_ms == 100
+    assert one(core.submit("w"), Admit).predicted_start_ms == 28
 
 
 def test_a_failed_task_shows_its_error_and_the_outcome_can_be_read() -> None:

@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Any
 
-from contracts.api import Admission, End, Started, TaskStatus
+from contracts import openapi_examples as ex
+from contracts.api import Admission, End, Session, Started, TaskStatus
 from contracts.engine import GenerateRequest
 from contracts.errors import ErrorInfo, OrchError
 from contracts.gateway import Readiness, StreamEvent, Tokens
 from contracts.tasks import TaskInfo
 
 NOT_FOUND = ErrorInfo("NOT_FOUND", "There is no such task.", retriable=False)
+NO_SESSION = ErrorInfo("NOT_FOUND", "There is no such session.", retriable=False)
 
 
 class FakeTask:
@@ -34,7 +37,8 @@ class FakeGateway:
     def __init__(self) -> None:
         self.tasks: dict[str, FakeTask] = {}
         self.script: list[StreamEvent] = []
-        self.admission = {"queue_position": 0, "predicted_start_ms": 0, "backoff_ms": 0}
+        self.admission: dict[str, Any] = {"queue_position": 0, "predicted_start_ms": 0, "backoff_ms": 0}
+        self.open_sessions: set[tuple[str, str]] = set()
         self.refusal: ErrorInfo | None = None
         self.failure: Exception | None = None
         self.ready = Readiness(True, {"smollm2": "ready"})
@@ -57,6 +61,7 @@ class FakeGateway:
         if known is None:
             admission = Admission(task.task_id, **self.admission)
             self.tasks[task.task_id] = FakeTask(task, request, admission)
+            self.open_sessions.add((task.session_id, task.tenant))
             self.feed(task.task_id, *self.script)
             return admission
         if known.info.body_digest != task.body_digest or known.info.tenant != task.tenant:
@@ -123,6 +128,16 @@ class FakeGateway:
 
     async def task_info(self, task_id: str, tenant: str) -> TaskInfo:
         return self._find(task_id, tenant).info
+
+    async def session(self, session_id: str, tenant: str) -> Session:
+        if (session_id, tenant) not in self.open_sessions:
+            raise OrchError(NO_SESSION)
+        return ex.SESSION
+
+    async def close_session(self, session_id: str, tenant: str) -> None:
+        if (session_id, tenant) not in self.open_sessions:
+            raise OrchError(NO_SESSION)
+        self.open_sessions.remove((session_id, tenant))
 
     async def metrics(self) -> bytes:
         return b"# HELP queue_depth Waiting tasks.\n# TYPE queue_depth gauge\n"

@@ -9,6 +9,7 @@ import structlog
 
 from contracts import openapi_examples as ex
 from contracts.api import API_VERSION, End
+from contracts.errors import ErrorInfo
 from contracts.gateway import Readiness
 from orchestrator.ingress.app import build_app
 from orchestrator.ingress.settings import IngressSettings
@@ -16,6 +17,7 @@ from tests.unit.ingress.asgi import KEY, OTHER_KEY, Call, Exchange, task_body
 from tests.unit.ingress.fake_gateway import FakeGateway
 
 TASK = f"/v1/tasks/{ex.TASK_ID}"
+SESSION = f"/v1/sessions/{ex.SESSION_ID}"
 EVERY_ANSWER = [
     ("POST", "/v1/tasks", task_body(task_id=ex.TASK_ID), {}, 202),
     ("POST", "/v1/tasks", task_body(), {"accept": "text/event-stream"}, 200),
@@ -26,6 +28,10 @@ EVERY_ANSWER = [
     ("GET", TASK + "/stream", b"", {}, 404),
     ("POST", TASK + "/cancel", b"", {}, 404),
     ("GET", "/v1/tasks/nonsense", b"", {}, 400),
+    ("GET", SESSION, b"", {}, 404),
+    ("DELETE", SESSION, b"", {}, 404),
+    ("POST", SESSION, b"", {}, 405),
+    ("GET", "/v1/sessions/nonsense", b"", {}, 400),
     ("GET", "/v1/nothing", b"", {}, 404),
     ("GET", "/nothing", b"", {}, 404),
     ("GET", TASK, b"", {"authorization": ""}, 401),
@@ -72,6 +78,8 @@ GUARDED = [
     ("GET", TASK),
     ("GET", TASK + "/stream"),
     ("POST", TASK + "/cancel"),
+    ("GET", SESSION),
+    ("DELETE", SESSION),
     ("GET", "/v1/x"),
 ]
 
@@ -130,9 +138,14 @@ async def test_without_authentication_all_is_the_default_tenant(gateway: FakeGat
     assert gateway.tasks[body["task_id"]].info.tenant == "default"
 
 
-@pytest.mark.req("OC-CTRL-2050", "ORCH-3029", "OC-CTRL-2041")
+@pytest.mark.req("OC-CTRL-2050", "ORCH-3029", "ORCH-3094", "OC-CTRL-2041")
 async def test_the_admission_log_has_its_fields_and_no_secret(call: Call, gateway: FakeGateway) -> None:
-    gateway.admission = {"queue_position": 3, "predicted_start_ms": 420, "backoff_ms": 0}
+    gateway.admission = {
+        "queue_position": 3,
+        "predicted_start_ms": 420,
+        "backoff_ms": 0,
+        "on_time_probability": 0.9,
+    }
     body = task_body(prompt="my private prompt")
     with structlog.testing.capture_logs() as logs:
         await call("POST", "/v1/tasks", body, x_correlation_id="abc")
@@ -145,17 +158,30 @@ async def test_the_admission_log_has_its_fields_and_no_secret(call: Call, gatewa
             "log_level": "info",
             "job_id": body["task_id"],
             "session_id": body["session_id"],
-            "tenant": "acme",
+            "tenant_id": "acme",
             "engine": "llamacpp",
             "priority": "interactive",
             "deadline_ms": 30_000,
             "queue_position": 3,
             "predicted_start_ms": 420,
+            "on_time_probability": 0.9,
             "correlation_id": "abc",
         }
     ]
     for secret in (KEY, "wrong-key", "private"):
         assert secret not in repr(logs)
+
+
+@pytest.mark.req("ORCH-3094", "OC-CTRL-2041")
+async def test_a_refusal_is_logged_with_its_reason(call: Call, gateway: FakeGateway) -> None:
+    gateway.refusal = ErrorInfo("DEADLINE_UNMET", "It would end too late.", "llamacpp", earliest_deadline_ms=9000)
+    with structlog.testing.capture_logs() as logs:
+        answer = await call("POST", "/v1/tasks", task_body(prompt="my private prompt"))
+    assert answer.json["earliest_deadline_ms"] == 9000
+    (line,) = logs
+    assert (line["event"], line["code"], line["why"]) == ("task_refused", "DEADLINE_UNMET", "It would end too late.")
+    assert (line["tenant_id"], line["deadline_ms"]) == ("acme", 30_000)
+    assert "private" not in repr(line)
 
 
 @pytest.mark.req("ORCH-2006")
@@ -166,6 +192,7 @@ async def test_the_admission_log_has_its_fields_and_no_secret(call: Call, gatewa
         ("DELETE", TASK, "GET"),
         ("POST", TASK + "/stream", "GET"),
         ("GET", TASK + "/cancel", "POST"),
+        ("PUT", SESSION, "GET, DELETE"),
         ("POST", "/healthz", "GET"),
         ("OPTIONS", "/docs", "GET"),
     ],
@@ -178,7 +205,19 @@ async def test_a_wrong_method_is_405_with_allow(call: Call, method: str, path: s
 @pytest.mark.req("ORCH-2006", "ORCH-3044")
 @pytest.mark.parametrize(
     "path",
-    ["/", "/v1", "/v1/tasks/", TASK + "/", TASK + "/nothing", TASK + "/stream/", "/v1//stream", "/v1/chat/completions"],
+    [
+        "/",
+        "/v1",
+        "/v1/tasks/",
+        TASK + "/",
+        TASK + "/nothing",
+        TASK + "/stream/",
+        "/v1//stream",
+        "/v1/sessions",
+        "/v1/sessions/",
+        SESSION + "/stream",
+        "/v1/chat/completions",
+    ],
 )
 async def test_an_unknown_path_is_404_with_the_envelope(call: Call, path: str) -> None:
     answer = await call("GET", path)
@@ -226,6 +265,8 @@ async def test_the_documents(call: Call) -> None:
     for field in document["components"]["schemas"]["TaskRequest"]["properties"]:
         assert f"<code>{field}</code>" in text
     assert "curl -sS -N" in text
+    assert "-X DELETE \\\n  -H" in text.replace("&quot;", '"')
+    assert SESSION in text
     assert "<script" not in text
     assert "src=" not in text
     assert "https://" not in text

@@ -1,0 +1,102 @@
+"""Whether a deadline can be met, asked before a task is let in (ORCH-3079).
+
+Two questions: is the task itself likely enough to be on time, and would it, by going before others
+with later deadlines, make one of those late that was promised its own? Either is answered
+with the smallest deadline that would do.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from contracts.errors import ErrorInfo
+from orchestrator.core import outlook, refusals
+from orchestrator.core.outlook import Outlook
+from orchestrator.core.records import NS_PER_MS, TaskRecord, ceil_ms
+from orchestrator.core.replica_set import ReplicaSet
+
+#: Waiting tasks behind the arrival that are looked at, spread evenly over the line.
+CHECKPOINTS_MAX: Final = 4
+#: The search for the smallest deadline doubles so often, then halves so often: to within 2 %.
+DOUBLINGS_MAX: Final = 24
+HALVINGS: Final = 6
+#: A task that starts at once is never asked to be surer than this.
+AT_ONCE_PERCENT: Final = 50
+
+
+def refusal(home: ReplicaSet, record: TaskRecord, now_ns: int) -> ErrorInfo | None:
+    """DEADLINE_UNMET, or None; leaves the task's outlook in the record."""
+    task = record.task
+    seen = record.outlook = outlook.of_arrival(home, record, now_ns, task.deadline_ms)
+    if not home.policy.on_time_percent_min:
+        return None
+    if not is_likely(home, seen):
+        earliest_ms = earliest_deadline_ms(home, record, now_ns, task.deadline_ms)
+        reason = f"it would start in about {seen.start_ms} ms and is {seen.chance:.0%} sure to end in time"
+        return refusals.deadline_unmet(home, task.deadline_ms, earliest_ms, reason)
+    if home.policy.ordering != "edf" or not seen.raw_wait_ns:
+        return None
+    harmed = first_harmed(home, record, now_ns)
+    if harmed is None:
+        return None
+    behind_ms = ceil_ms(harmed.deadline_ns - now_ns) + 1
+    earliest_ms = earliest_deadline_ms(home, record, now_ns, behind_ms)
+    return refusals.deadline_unmet(
+        home, task.deadline_ms, earliest_ms, "tasks that were promised their deadlines would become late"
+    )
+
+
+def is_likely(home: ReplicaSet, seen: Outlook) -> bool:
+    """Whether a task is sure enough to be on time.
+
+    One that starts at once is judged by its own length alone, and more mildly: it takes a slot that nobody
+    waits for. What others missed in the queue says nothing about it, and its success is what such a
+    record mends by.
+    """
+    percent = home.policy.on_time_percent_min
+    if not seen.raw_wait_ns:
+        percent = min(percent, AT_ONCE_PERCENT)
+    return seen.chance * 100.0 >= percent
+
+
+def is_late(home: ReplicaSet, record: TaskRecord) -> bool:
+    """Whether a task whose outlook is known is not sure enough to be on time by waiting."""
+    return record.outlook is not None and not is_likely(home, record.outlook)
+
+
+def earliest_deadline_ms(home: ReplicaSet, record: TaskRecord, now_ns: int, from_ms: int) -> int:
+    """The smallest deadline from `from_ms` on that is likely enough to be met, to within 2 %."""
+    high = from_ms
+    for _ in range(DOUBLINGS_MAX):
+        if is_likely(home, outlook.of_arrival(home, record, now_ns, high)):
+            break
+        high *= 2
+    low = max(from_ms, high // 2)
+    for _ in range(HALVINGS):
+        middle = (low + high) // 2
+        if is_likely(home, outlook.of_arrival(home, record, now_ns, middle)):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def first_harmed(home: ReplicaSet, record: TaskRecord, now_ns: int) -> TaskRecord | None:
+    """A task behind the arrival that would be on time without it and late with it; None if there is none."""
+    flow, task = record.flow, record.task
+    key = home.key_of(now_ns + task.deadline_ms * NS_PER_MS, record.order)
+    points = flow.line.checkpoints(key, record.order, CHECKPOINTS_MAX)
+    if not points:
+        return None
+    # The wait grows evenly along the line: known at both ends, it is known between.
+    predictor = home.predictor
+    whole = flow.line.cost_tokens
+    start_ns = outlook.wait_of(home, home.fairness.distance(flow, 0), now_ns)
+    slope = (outlook.wait_of(home, home.fairness.distance(flow, whole), now_ns) - start_ns) / whole
+    for item, tokens in points:
+        left_ns = item.deadline_ns - now_ns - predictor.service_ns(item.prompt_tokens, item.output_tokens)
+        wait_ns = start_ns + slope * (tokens - item.cost_tokens)
+        factor = home.bias_of(item.task.priority, item.task.deadline_ms).factor()
+        if wait_ns * factor <= left_ns < (wait_ns + slope * record.cost_tokens) * factor:
+            return item
+    return None

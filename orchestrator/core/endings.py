@@ -1,0 +1,76 @@
+"""Settling a task's accounts at its end: quotas, session, fairness, and what is learned (ORCH-3075, 3077, 3099)."""
+
+from contracts.scheduling import AttemptEnded
+from contracts.tasks import Outcome
+from orchestrator.core.records import TaskRecord
+from orchestrator.core.state import State
+
+
+def end_unserved(state: State, record: TaskRecord, outcome: Outcome) -> None:
+    """End a task that waits; what earlier attempts used stays charged, the rest of its reservation is freed."""
+    _settle(state, record, record.prompt_tokens + record.resume_tokens if record.resume_tokens else 0, 0)
+    if outcome.state == "failed":
+        _learn_chance(record, False)
+    state.finish(record, outcome)
+
+
+def end_served(state: State, record: TaskRecord, event: AttemptEnded, outcome: Outcome) -> None:
+    """End a task with its last attempt: charge what it cost, and learn from it."""
+    home, now_ns = record.home, state.now_ns
+    slot_ns = now_ns - record.started_ns
+    used_tokens = event.tokens_in + event.tokens_out
+    finished = outcome.state == "finished"
+    home.correct(record, used_tokens)
+    _settle(state, record, used_tokens, slot_ns, home.cost_micros(event.tokens_in, event.tokens_out))
+    if finished:
+        _learn_service(record, event, slot_ns)
+    if outcome.state != "canceled":
+        _learn_chance(record, finished and now_ns <= record.deadline_ns)
+        if home.breakers and record.served_by is not None:
+            first_ns = record.started_ns - record.admitted_ns + event.first_token_ns
+            home.breakers.observe(record, record.served_by.pool_id, finished, first_ns, now_ns)
+    if finished and record.session is not None and record.served_by is not None and record.served_by.keeps_kv:
+        state.sessions.turn_served(now_ns, record.session, record.served_by.replica_id, used_tokens)
+    state.finish(record, outcome, event.transcript_bytes)
+
+
+def _settle(state: State, record: TaskRecord, used_tokens: int, slot_ns: int, cost_micros: int = 0) -> None:
+    """Correct what was charged in advance to what was used."""
+    now_ns = state.now_ns
+    record.quota.settle(now_ns, record.asked_tokens, used_tokens)
+    if record.session is not None:
+        state.sessions.settle(now_ns, record.session, record.asked_tokens, used_tokens, slot_ns, cost_micros)
+
+
+def learn_wait(record: TaskRecord, waited_ns: int) -> None:
+    """A task started for the first time; was that when it had been told?"""
+    seen = record.outlook
+    if seen is not None and seen.raw_wait_ns:
+        home, task = record.home, record.task
+        home.bias_of(task.priority, task.deadline_ms).learn(seen.raw_wait_ns, waited_ns)
+        home.middle_of(task.priority, seen.wait_ns).learn(seen.wait_ns, waited_ns)
+
+
+def _learn_chance(record: TaskRecord, on_time: bool) -> None:
+    """A task that waited was on time or not; how sure had it been told to be?"""
+    seen = record.outlook
+    if seen is not None and seen.raw_wait_ns:
+        record.home.on_time.observe(seen.sureness, on_time)
+
+
+def _learn_service(record: TaskRecord, event: AttemptEnded, slot_ns: int) -> None:
+    task = record.task
+    record.home.predictor.served(
+        task.tenant,
+        task.workload,
+        task.prompt_bytes,
+        event.tokens_in,
+        event.tokens_cached,
+        event.tokens_out,
+        task.max_tokens,
+        event.first_token_ns,
+        event.decode_ns,
+        slot_ns,
+        event.finish_reason == "length",
+        task.expected_tokens,
+    )

@@ -1,0 +1,92 @@
+"""Hard preemption: a running task of a lower class gives its slot to one that would be late (ORCH-3086).
+
+Only where it can be undone: the engine can be interrupted, and what was delivered can be made again
+byte for byte. The stopped task waits again, keeps its place by deadline, and goes on where it was. Budgets
+against thrash: so many a minute in a set, so many in a task's life, and protected classes.
+"""
+
+from itertools import islice
+from typing import Final
+
+from contracts.scheduling import Pause
+from orchestrator.core import dispatch, outlook
+from orchestrator.core.lifecycle import advance
+from orchestrator.core.records import TaskRecord
+from orchestrator.core.replica_set import ReplicaSet
+from orchestrator.core.state import State
+
+#: How many running tasks are looked at, latest started first: they lose the least.
+VICTIMS_MAX: Final = 64
+
+
+def can_rescue(state: State, record: TaskRecord) -> bool:
+    """Whether a task that would be late by waiting can be on time with a slot taken for it."""
+    home = record.home
+    return (
+        home.policy.preemption.mode == "hard"
+        and not home.preemption_rate.wait_ns(state.now_ns)
+        and home.in_time_at_once(record)
+        and find_victim(home, record, state.now_ns) is not None
+    )
+
+
+def rescue(state: State, record: TaskRecord) -> None:
+    """If a task that just joined its queue will be late by waiting, take a slot for it."""
+    if not can_rescue(state, record):
+        return
+    home = record.home
+    victim = find_victim(home, record, state.now_ns)
+    assert victim is not None, "there was a victim just now"
+    home.preemption_rate.take(state.now_ns)
+    victim.preemptions += 1
+    victim.hands_over_to = record
+    dispatch.stop(state, victim, "preempt", for_task=record.task.task_id)
+
+
+def find_victim(home: ReplicaSet, record: TaskRecord, now_ns: int) -> TaskRecord | None:
+    """A running task of the lowest class that may be stopped; those that can still be on time come first."""
+    tier = home.tier_of[record.task.priority]
+    late: TaskRecord | None = None
+    for lower in reversed(home.tiers):
+        if lower is tier:
+            break
+        if lower.policy.priority in home.policy.preemption.protect:
+            continue
+        for victim in islice(reversed(home.running[lower.policy.priority].values()), VICTIMS_MAX):
+            if not _may_be_stopped(victim, record):
+                continue
+            if not home.is_doomed(victim, now_ns):
+                return victim
+            late = late or victim
+    return late
+
+
+def _may_be_stopped(victim: TaskRecord, record: TaskRecord) -> bool:
+    replica, home = victim.replica, victim.home
+    return (
+        victim.state == "running"
+        and victim.preemptions < home.policy.preemption.per_task_max
+        and (victim.task.determinism == "strict" or not (victim.tokens_out or victim.resume_tokens))
+        and replica is not None
+        and replica.index is home.canaries.index_for(record.task.session_id)
+        and replica.info is not None
+        and replica.info.interruptible_decode
+        and replica.kv_reserved - victim.kv_tokens + record.kv_tokens <= replica.kv_capacity
+    )
+
+
+def preempted(state: State, record: TaskRecord) -> None:
+    """A preempted attempt has stopped: its task waits again, to go on where it was."""
+    home = record.home
+    advance(record, "queued")
+    record.replica = None
+    record.stop_reason = None
+    if record.tokens_out > record.resume_tokens:
+        record.resume_tokens, record.resume_digest = record.tokens_out, record.tokens_digest
+    # The stopped attempt is on the house: what it made is made again, and paid for then.
+    home.correct(record, 0)
+    state.timers.arm(record.task.task_id, max(record.deadline_ns, state.now_ns + 1))
+    home.join(record)
+    state.want_dispatch(home)
+    wait_ms = outlook.of_waiting(home, record, state.now_ns).start_ms
+    state.out.append(Pause(home.policy.set_id, record.task.task_id, record.attempt, wait_ms))
