@@ -12,13 +12,16 @@ BIN := $(VENV)/bin
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
 ARGS ?=
 
-.PHONY: help run test check bench schema trace format lock setup setup-dev clean
+.PHONY: help run test check bench bench-core compiled wheel-compiled test-compiled schema trace format lock setup setup-dev clean
 
 help:
 	@echo 'make run [ARGS="--config FILE"]   start the cluster (a small real model by default)'
 	@echo 'make test [ARGS="-k WORD"]        run every test, with the real engine'
 	@echo 'make check                        format, lint, types, imports, architecture: under a minute'
 	@echo 'make bench                        what the queue adds over the bare engine'
+	@echo 'make bench-core [ARGS=--compiled] how fast the scheduler decides'
+	@echo 'make compiled | wheel-compiled    the core compiled, in build/compiled | as a wheel, in dist'
+	@echo 'make test-compiled                tests of the core, run on the compiled core'
 	@echo 'make schema | trace | format      regenerate contracts | traceability | formatting'
 	@echo 'make lock                         resolve requirements/*.txt anew'
 	@echo 'make clean                        remove .venv, caches and .llorch'
@@ -43,6 +46,21 @@ check: $(VENV)/.stamp-dev
 
 bench: $(VENV)/.stamp-dev
 	@$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+bench-core: $(VENV)/.stamp-dev
+	@$(BIN)/python benchmarks/core.py $(ARGS)
+
+compiled: $(VENV)/.stamp-dev
+	@$(BIN)/python -m tools.compile_core
+
+wheel-compiled: $(VENV)/.stamp-dev
+	@$(BIN)/python -m tools.compile_core --wheel dist
+
+# -P and PYTHONPATH put the build in front of the sources; the tests that look into a record by its slots
+# cannot: compiled classes have none.
+test-compiled: compiled
+	@PYTHONPATH=build/compiled:. $(BIN)/python -P -m pytest -o pythonpath= -p no:schemathesis tests/unit/core tests/properties \
+		-k 'not transitions_happen' $(ARGS)
 
 schema: $(VENV)/.stamp-dev
 	@$(BIN)/python -m contracts.generate

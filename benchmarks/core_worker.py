@@ -19,11 +19,14 @@ from orchestrator.core import scheduler
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 
 
+What = Literal["fill", "run", "cancel", "progress", "status", "garbage"]
+
+
 class Job(msgspec.Struct, frozen=True):
-    """What to measure: `run` counts cycles, the others operations. `fill` makes the loop, `drop` lets go of it."""
+    """What to measure: `run` and `garbage` count cycles, the others operations. `fill` makes the loop first."""
 
     scenario: Scenario
-    what: Literal["fill", "run", "cancel", "progress", "status", "garbage", "drop"]
+    what: What
     count: int = 0
 
 
@@ -61,16 +64,10 @@ def measure(loops: dict[Scenario, Loop], job: Job) -> Measured:
     """Do one job. Raises `KeyError` when its loop was not filled."""
     if job.what == "fill":
         return _fill(loops, job.scenario)
-    if job.what == "drop":
-        del loops[job.scenario]
-        gc.unfreeze()
-        gc.collect()
-        gc.freeze()
-        return Measured(0)
     loop = loops[job.scenario]
     if job.what == "run":
-        costs = loop.run(job.count)
-        return Measured(costs.count, submit_ns=costs.submit_ns, end_ns=costs.end_ns)
+        submit_ns, end_ns = loop.run(job.count)
+        return Measured(job.count, submit_ns, end_ns)
     if job.what == "garbage":
         return Measured(job.count, garbage=loop.garbage(job.count))
     operation = {"cancel": loop.cancel, "progress": loop.progress, "status": loop.status}[job.what]

@@ -85,7 +85,7 @@ class AdmissionConfig(Section):
     fairness: FairnessConfig = FairnessConfig()
     ordering: OrderingKind = Field("edf", description="within a tenant's line: earliest deadline or arrival first")
     on_time_percent_min: Percent = Field(
-        80, description="a waiting task that is less likely to meet its deadline is refused; 0: never"
+        85, description="a waiting task that is less likely to meet its deadline is refused; 0: never"
     )
     eviction: EvictionKind = Field(
         "eta", description="who gives way: `eta` looks at predicted completion, `lru` at arrival"

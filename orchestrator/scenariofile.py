@@ -89,7 +89,9 @@ def _explain(document: Document, error: Any) -> Problem:
         case "value_error":
             return document.problem(loc, str(error["ctx"]["error"]))
         case _:
-            return document.problem(loc, f"`{name}`: {error['msg'].removeprefix('Input should ')}")
+            name = str(loc[-1]) if loc else "file"
+            said = error["msg"].removeprefix("Input should ")
+            return document.problem(loc, f"`{name}` should {said}" if said != error["msg"] else f"`{name}`: {said}")
 
 
 def _in_file(data: Any, loc: Loc) -> Loc:
@@ -97,13 +99,10 @@ def _in_file(data: Any, loc: Loc) -> Loc:
     kept: list[str | int] = []
     here = data
     for step in loc:
-        if isinstance(here, dict) and step in here:
-            here = here[step]
-        elif isinstance(here, list) and isinstance(step, int) and step < len(here):
-            here = here[step]
-        else:
-            continue
-        kept.append(step)
+        entries = dict(enumerate(here)) if isinstance(here, list) else here if isinstance(here, dict) else {}
+        if step in entries:
+            kept.append(step)
+            here = entries[step]
     return tuple(kept)
 
 

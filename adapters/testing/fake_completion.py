@@ -1,5 +1,6 @@
 """One completion of the fake engine: how its frames look and when it is over."""
 
+import re
 from typing import Final
 
 import msgspec
@@ -11,6 +12,8 @@ _FRAME: Final = (
     b'"tokens_predicted":%d,"tokens_evaluated":%d}\n\n'
 )
 _PIECE_BYTES: Final = tuple(piece.encode() for piece in PIECES)
+#: A word of the prompt that says after how many tokens the completion ends by itself.
+_LENGTH: Final = re.compile(r"\bfake-length=([1-9]\d{0,8})\b")
 
 
 class Completion:
@@ -28,6 +31,10 @@ class Completion:
         self._text = ""
         room = ctx - prompt_tokens
         self.limit = room if wanted < 0 else min(max(wanted, 1), room)
+        self._end = "limit"
+        length = _LENGTH.search(prompt) if isinstance(prompt, str) else None
+        if length and int(length[1]) <= self.limit:
+            self.limit, self._end = int(length[1]), "eos"
         self.prompt_tokens = prompt_tokens
         self.made = 0
         self.stop_type = ""
@@ -45,7 +52,7 @@ class Completion:
             parts.append(_FRAME % (_PIECE_BYTES[piece], piece, n + 1, evaluated))
         self.made += count
         if self.made >= self.limit:
-            self.stop_type = "limit"
+            self.stop_type = self._end
             parts.append(self._last_frame())
         return b"".join(parts)
 
@@ -66,7 +73,7 @@ class Completion:
             if self.stop_type:
                 break
         if not self.stop_type and self.made >= self.limit:
-            self.stop_type = "limit"
+            self.stop_type = self._end
         if self.stop_type:
             parts.append(self._last_frame())
         return b"".join(parts)

@@ -9,6 +9,9 @@ that it is a fake. Further options, also read from `$LLORCH_FAKE_ARGS`:
   --fake-die-after N        kill itself when a completion has made N tokens
   --fake-stall-after N      a completion falls silent after N tokens
   --fake-load-ms N          answer "loading" for so long after the start
+
+A completion ends at `n_predict` tokens, or by itself where its prompt says so: after N tokens of a
+prompt with the word `fake-length=N`.
 """
 
 import argparse

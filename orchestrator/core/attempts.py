@@ -83,7 +83,9 @@ def replica_gone(state: State, replica: Replica, reason: str) -> None:
     replica.busy.clear()
     for (task_id, attempt), record in busy:
         record.slots_held -= 1
-        record.hands_over_to = None
+        if record.hands_over_to is not None:
+            record.hands_over_to.rescued = False
+            record.hands_over_to = None
         record.quota.ended(record.kv_bytes)
         dispatch.unblock(state, record.quota)
         if record.attempt != attempt or record.state not in ON_REPLICA or record.replica is not replica:
@@ -130,6 +132,8 @@ def _free_slot(state: State, replica_id: str, task_id: str, attempt: int) -> Non
     dispatch.unblock(state, record.quota)
     heir = record.hands_over_to
     record.hands_over_to = None
+    if heir is not None:
+        heir.rescued = False
     if (
         heir is not None
         and heir.state == "queued"

@@ -12,7 +12,7 @@ from typing import Final
 from contracts.errors import ErrorInfo
 from orchestrator.core import outlook, refusals
 from orchestrator.core.outlook import Outlook
-from orchestrator.core.records import NS_PER_MS, TaskRecord, ceil_ms
+from orchestrator.core.records import NS_PER_MS, TaskRecord
 from orchestrator.core.replica_set import ReplicaSet
 
 #: Waiting tasks behind the arrival that are looked at, spread evenly over the line.
@@ -31,19 +31,13 @@ def refusal(home: ReplicaSet, record: TaskRecord, now_ns: int) -> ErrorInfo | No
     if not home.policy.on_time_percent_min:
         return None
     if not is_likely(home, seen):
-        earliest_ms = earliest_deadline_ms(home, record, now_ns, task.deadline_ms)
         reason = f"it would start in about {seen.start_ms} ms and is {seen.chance:.0%} sure to end in time"
-        return refusals.deadline_unmet(home, task.deadline_ms, earliest_ms, reason)
-    if home.policy.ordering != "edf" or not seen.raw_wait_ns:
+    elif first_harmed(home, record, now_ns, task.deadline_ms) is not None:
+        reason = "tasks that were promised their deadlines would become late"
+    else:
         return None
-    harmed = first_harmed(home, record, now_ns)
-    if harmed is None:
-        return None
-    behind_ms = ceil_ms(harmed.deadline_ns - now_ns) + 1
-    earliest_ms = earliest_deadline_ms(home, record, now_ns, behind_ms)
-    return refusals.deadline_unmet(
-        home, task.deadline_ms, earliest_ms, "tasks that were promised their deadlines would become late"
-    )
+    earliest_ms = earliest_deadline_ms(home, record, now_ns)
+    return refusals.deadline_unmet(home, task.deadline_ms, earliest_ms, reason)
 
 
 def is_likely(home: ReplicaSet, seen: Outlook) -> bool:
@@ -64,27 +58,34 @@ def is_late(home: ReplicaSet, record: TaskRecord) -> bool:
     return record.outlook is not None and not is_likely(home, record.outlook)
 
 
-def earliest_deadline_ms(home: ReplicaSet, record: TaskRecord, now_ns: int, from_ms: int) -> int:
-    """The smallest deadline from `from_ms` on that is likely enough to be met, to within 2 %."""
-    high = from_ms
+def earliest_deadline_ms(home: ReplicaSet, record: TaskRecord, now_ns: int) -> int:
+    """About the smallest deadline over the task's own that would be accepted now, to within 2 %."""
+    low = high = record.task.deadline_ms
     for _ in range(DOUBLINGS_MAX):
-        if is_likely(home, outlook.of_arrival(home, record, now_ns, high)):
-            break
         high *= 2
-    low = max(from_ms, high // 2)
+        if _acceptable(home, record, now_ns, high):
+            break
+        low = high
     for _ in range(HALVINGS):
         middle = (low + high) // 2
-        if is_likely(home, outlook.of_arrival(home, record, now_ns, middle)):
+        if _acceptable(home, record, now_ns, middle):
             high = middle
         else:
             low = middle
     return high
 
 
-def first_harmed(home: ReplicaSet, record: TaskRecord, now_ns: int) -> TaskRecord | None:
-    """A task behind the arrival that would be on time without it and late with it; None if there is none."""
-    flow, task = record.flow, record.task
-    key = home.key_of(now_ns + task.deadline_ms * NS_PER_MS, record.order)
+def _acceptable(home: ReplicaSet, record: TaskRecord, now_ns: int, deadline_ms: int) -> bool:
+    seen = outlook.of_arrival(home, record, now_ns, deadline_ms)
+    return is_likely(home, seen) and first_harmed(home, record, now_ns, deadline_ms) is None
+
+
+def first_harmed(home: ReplicaSet, record: TaskRecord, now_ns: int, deadline_ms: int) -> TaskRecord | None:
+    """A task behind an arrival with this deadline that would be late because of it, if there is one."""
+    flow = record.flow
+    if home.policy.ordering != "edf" or not len(flow.line) or home.starts_at_once(record):
+        return None
+    key = home.key_of(now_ns + deadline_ms * NS_PER_MS, record.order)
     points = flow.line.checkpoints(key, record.order, CHECKPOINTS_MAX)
     if not points:
         return None

@@ -17,7 +17,7 @@ from orchestrator.core.quotas import Gcra, TenantQuota
 from orchestrator.core.records import TaskRecord
 from orchestrator.core.replica_set import ReplicaSet
 from orchestrator.core.scheduler import Scheduler
-from orchestrator.core.state import State
+from orchestrator.core.state import RETENTION_KEY, State
 
 #: Part of a snapshot: numbers and texts in lists and dicts.
 Tree = dict[str, Any]
@@ -41,7 +41,7 @@ def snapshot(scheduler: Scheduler) -> Tree:
             tenant: [(home.policy.set_id, flow.priority) for home, flow in flows]
             for tenant, flows in state.blocked.items()
         },
-        "timers": {key: at_ns for key, (at_ns, _) in state.timers._armed.items()},
+        "timers": {key: state.timers.armed_at(key) for key in (RETENTION_KEY, *state.tasks)},
         "alarm_ns": state.timers._alarm_ns,
         "kept": [record.task.task_id for record in state.retention.records()],
         "accounts": accounts(scheduler),

@@ -9,6 +9,7 @@ from contracts.errors import ErrorInfo
 from contracts.scheduling import Start, Stop, StopReason
 from contracts.tasks import Outcome
 from orchestrator.core import endings
+from orchestrator.core.estimates import is_doomed
 from orchestrator.core.flows import Flow
 from orchestrator.core.lifecycle import advance
 from orchestrator.core.placement import Replica, choose
@@ -37,7 +38,7 @@ def _start_next(state: State, home: ReplicaSet) -> bool:
         return False
     record = flow.line.first()
     assert record is not None, f"flow {flow.priority}/{flow.tenant} is active and empty"
-    if home.is_doomed(record, state.now_ns):
+    if is_doomed(home, record, state.now_ns):
         home.leave(record)
         outcome = Outcome("failed", tokens_out=record.resume_tokens, error=too_late(record))
         endings.end_unserved(state, record, outcome)

@@ -2,6 +2,7 @@
 
 from contracts.scheduling import AttemptEnded
 from contracts.tasks import Outcome
+from orchestrator.core.estimates import cost_micros
 from orchestrator.core.records import TaskRecord
 from orchestrator.core.state import State
 
@@ -21,7 +22,7 @@ def end_served(state: State, record: TaskRecord, event: AttemptEnded, outcome: O
     used_tokens = event.tokens_in + event.tokens_out
     finished = outcome.state == "finished"
     home.correct(record, used_tokens)
-    _settle(state, record, used_tokens, slot_ns, home.cost_micros(event.tokens_in, event.tokens_out))
+    _settle(state, record, used_tokens, slot_ns, cost_micros(home, event.tokens_in, event.tokens_out))
     if finished:
         _learn_service(record, event, slot_ns)
     if outcome.state != "canceled":

@@ -11,6 +11,7 @@ from typing import Final
 
 from contracts.errors import ErrorCode, ErrorInfo
 from orchestrator.core import refusals
+from orchestrator.core.estimates import departure_ns, is_doomed
 from orchestrator.core.flows import Flow, Tier
 from orchestrator.core.records import TaskRecord, ceil_ms
 from orchestrator.core.replica_set import ReplicaSet
@@ -40,7 +41,7 @@ def victim_for(home: ReplicaSet, tier: Tier[TaskRecord], now_ns: int) -> TaskRec
 
 def victim_error(home: ReplicaSet, tier: Tier[TaskRecord], victim: TaskRecord) -> ErrorInfo:
     """What a task is told that gives up its place to an arrival of class `tier`."""
-    retry_ms = max(1, ceil_ms(home.departure_ns()))
+    retry_ms = max(1, ceil_ms(departure_ns(home)))
     if victim.flow.priority == tier.policy.priority:
         return refusals.full(home, "QUEUE_FULL_DROP_LRU", "drop-lru", retry_ms)
     return refusals.shed_for(home, retry_ms)
@@ -48,7 +49,7 @@ def victim_error(home: ReplicaSet, tier: Tier[TaskRecord], victim: TaskRecord) -
 
 def refusal(home: ReplicaSet, tier: Tier[TaskRecord], task_id: str, now_ns: int) -> ErrorInfo:
     """The 429 for an arrival that finds no place, with an appointment to come again."""
-    at_ns = home.appointments[tier.policy.priority].book(now_ns, task_id, home.departure_ns())
+    at_ns = home.appointments[tier.policy.priority].book(now_ns, task_id, departure_ns(home))
     label = tier.policy.full_policy
     code: ErrorCode = "QUEUE_FULL_DROP_LRU" if label == "drop-lru" else "ADMISSION_REJECT"
     return refusals.full(home, code, label, max(1, ceil_ms(at_ns - now_ns)))
@@ -59,7 +60,7 @@ def _latest(home: ReplicaSet, tier: Tier[TaskRecord], now_ns: int) -> TaskRecord
     worst: Flow[TaskRecord] | None = None
     for flow in islice(tier.flows.values(), FLOWS_MAX):
         for item in flow.line.head(HEAD_MAX):
-            if item.fresh and home.is_doomed(item, now_ns):
+            if item.fresh and is_doomed(home, item, now_ns):
                 return item
         if len(flow.line) and (
             worst is None or flow.line.cost_tokens * worst.weight > worst.line.cost_tokens * flow.weight

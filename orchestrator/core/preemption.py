@@ -10,6 +10,7 @@ from typing import Final
 
 from contracts.scheduling import Pause
 from orchestrator.core import dispatch, outlook
+from orchestrator.core.estimates import in_time_at_once, is_doomed
 from orchestrator.core.lifecycle import advance
 from orchestrator.core.records import TaskRecord
 from orchestrator.core.replica_set import ReplicaSet
@@ -24,14 +25,28 @@ def can_rescue(state: State, record: TaskRecord) -> bool:
     home = record.home
     return (
         home.policy.preemption.mode == "hard"
+        and not record.rescued
         and not home.preemption_rate.wait_ns(state.now_ns)
-        and home.in_time_at_once(record)
+        and in_time_at_once(home, record, state.now_ns)
         and find_victim(home, record, state.now_ns) is not None
     )
 
 
+def wake_ns(record: TaskRecord, now_ns: int) -> int:
+    """When a waiting task is to be looked at again: at its deadline, or while a slot taken for it would still help.
+
+    What is promised at admission may not come true: running tasks turn out longer than expected.
+    """
+    home = record.home
+    if home.policy.preemption.mode != "hard" or record.rescued:
+        return record.deadline_ns
+    service_ns = home.predictor.service_ns(record.prompt_tokens, record.output_tokens)
+    last_ns = record.deadline_ns - service_ns - service_ns // 2
+    return last_ns if last_ns > now_ns else record.deadline_ns
+
+
 def rescue(state: State, record: TaskRecord) -> None:
-    """If a task that just joined its queue will be late by waiting, take a slot for it."""
+    """Take a slot for a waiting task that will be late otherwise, if one may be taken."""
     if not can_rescue(state, record):
         return
     home = record.home
@@ -40,6 +55,7 @@ def rescue(state: State, record: TaskRecord) -> None:
     home.preemption_rate.take(state.now_ns)
     victim.preemptions += 1
     victim.hands_over_to = record
+    record.rescued = True
     dispatch.stop(state, victim, "preempt", for_task=record.task.task_id)
 
 
@@ -55,7 +71,7 @@ def find_victim(home: ReplicaSet, record: TaskRecord, now_ns: int) -> TaskRecord
         for victim in islice(reversed(home.running[lower.policy.priority].values()), VICTIMS_MAX):
             if not _may_be_stopped(victim, record):
                 continue
-            if not home.is_doomed(victim, now_ns):
+            if not is_doomed(home, victim, now_ns):
                 return victim
             late = late or victim
     return late

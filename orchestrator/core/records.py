@@ -60,6 +60,7 @@ class TaskRecord:
         "quota",
         "remaining_tokens",
         "replica",
+        "rescued",
         "resume_digest",
         "resume_tokens",
         "served_by",
@@ -134,6 +135,8 @@ class TaskRecord:
         self.preemptions = 0
         self.resume_tokens = 0
         self.resume_digest = 0
+        #: A slot is being taken for it.
+        self.rescued = False
         #: The waiting task that this one's slot was taken for.
         self.hands_over_to: TaskRecord | None = None
         # from the end

@@ -140,6 +140,10 @@ class ReplicaSet:
             >= self.policy.capacity
         )
 
+    def is_taken(self, tier: Tier[TaskRecord]) -> bool:
+        """Whether every place of the class or of the set is taken, those that are only held not counted."""
+        return tier.waiting + tier.reserved >= tier.policy.capacity or self.places_taken >= self.policy.capacity
+
     def is_class_full(self, tier: Tier[TaskRecord], now_ns: int) -> bool:
         """Whether the class's own bound is reached."""
         held = self.appointments[tier.policy.priority].held(now_ns)
@@ -148,7 +152,7 @@ class ReplicaSet:
     def starts_at_once(self, record: TaskRecord) -> bool:
         """Whether a task that comes now starts now, and so needs no place."""
         return (
-            self.free_slots > 0
+            self.canaries.index_for(record.task.session_id).free_slots > 0
             and self.fairness.select() is None
             and record.quota.may_start(record.kv_bytes)
             and not record.flow.blocked
@@ -219,43 +223,3 @@ class ReplicaSet:
     def middle_of(self, priority: str, wait_ns: int) -> Middle:
         """How such predicted waits have turned out in the middle."""
         return self.bias.middle(self._number_of[priority], wait_ns)
-
-    def is_doomed(self, record: TaskRecord, now_ns: int) -> bool:
-        """Whether a task cannot be on time any more, even if it starts now and is among the shortest tenth."""
-        left_ns = record.deadline_ns - now_ns
-        predictor = self.predictor
-        if predictor.service_ns(record.prompt_tokens, record.output_tokens) <= left_ns:
-            return False
-        if not self.policy.on_time_percent_min:
-            return left_ns <= 0
-        task = record.task
-        low = min(record.output_tokens, predictor.low_output(task.tenant, task.workload, task.max_tokens))
-        return predictor.service_ns(record.prompt_tokens, low) > left_ns
-
-    def in_time_at_once(self, record: TaskRecord) -> bool:
-        """Whether a task that comes now would be on time if it started now."""
-        service_ns = self.predictor.service_ns(record.prompt_tokens, record.output_tokens)
-        return service_ns <= record.task.deadline_ms * NS_PER_MS
-
-    def departure_ns(self) -> int:
-        """Mean time between two departures while all slots are busy, judged by the tasks that are here."""
-        tasks = self.waiting + self.slots - self.free_slots
-        tokens = self.waiting_tokens + self.running_tokens
-        mean_cost = tokens / tasks if tasks else self.predictor.mean_cost
-        return max(1, int(mean_cost * self.predictor.cost_ns / max(1, self.slots)))
-
-    def backoff_ms(self, tier: Tier[TaskRecord]) -> int:
-        """How long a well-behaved client waits before it submits more.
-
-        0 while the queue is under half full; above that, the expected time until it is half empty
-        again: the number of tasks above half times the mean time between two departures.
-        """
-        overfill = max(
-            tier.waiting + tier.reserved - tier.policy.capacity // 2, self.places_taken - self.policy.capacity // 2
-        )
-        return ceil_ms(overfill * self.departure_ns()) if overfill > 0 else 0
-
-    def cost_micros(self, tokens_in: int, tokens_out: int) -> int:
-        """What so many tokens cost, in millionths of the currency, rounded up."""
-        policy = self.policy
-        return -(-(tokens_in * policy.price_in_micros + tokens_out * policy.price_out_micros) // 1000)

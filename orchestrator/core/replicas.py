@@ -161,3 +161,5 @@ def _take_down(state: State, replica: Replica, reason: str) -> None:
     for record in measuring:
         record.replica = None
         submissions.measure_somewhere(state, record)
+    # With one side gone its sessions are the other side's, which may have slots free.
+    state.want_dispatch(home)

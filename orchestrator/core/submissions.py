@@ -6,6 +6,7 @@ from contracts.errors import ErrorInfo
 from contracts.scheduling import Admit, MeasurePrompt, PromptMeasured, TaskSubmitted
 from contracts.tasks import Outcome
 from orchestrator.core import admission, deadlines, endings, outlook, overflow, preemption, refusals
+from orchestrator.core.estimates import backoff_ms
 from orchestrator.core.lifecycle import advance
 from orchestrator.core.records import NS_PER_MS, TaskRecord
 from orchestrator.core.replica_set import ReplicaSet
@@ -68,6 +69,7 @@ def _let_in(state: State, record: TaskRecord, *, needs_place: bool) -> bool:
     home, now_ns, task_id = record.home, state.now_ns, record.task.task_id
     tier = home.tier_of[record.task.priority]
     victim: TaskRecord | None = None
+    record.deadline_ns = _deadline_ns(record, now_ns)
     error = admission.check_limits(state, record)
     if error is None and needs_place and not _has_place(home, record, now_ns):
         victim = overflow.victim_for(home, tier, now_ns)
@@ -89,22 +91,28 @@ def _let_in(state: State, record: TaskRecord, *, needs_place: bool) -> bool:
     return True
 
 
+def _deadline_ns(record: TaskRecord, now_ns: int) -> int:
+    return now_ns + min(record.task.deadline_ms, DEADLINE_MS_MAX) * NS_PER_MS
+
+
 def _has_place(home: ReplicaSet, record: TaskRecord, now_ns: int) -> bool:
+    """Whether the queue has a place for a task, one that was held for it included."""
     task = record.task
-    if not home.is_full(home.tier_of[task.priority], now_ns):
+    tier = home.tier_of[task.priority]
+    if not home.is_full(tier, now_ns):
         return True
-    return home.appointments[task.priority].is_due(now_ns, task.task_id)
+    return home.appointments[task.priority].is_due(now_ns, task.task_id) and not home.is_taken(tier)
 
 
 def admit(state: State, record: TaskRecord) -> None:
     """A task is in: answer it and let it join its queue."""
     late = answer(state, record)
     advance(record, "queued")
-    state.timers.arm(record.task.task_id, record.deadline_ns)
     record.home.join(record)
     state.want_dispatch(record.home)
     if late:
         preemption.rescue(state, record)
+    state.timers.arm(record.task.task_id, preemption.wake_ns(record, state.now_ns))
 
 
 def answer(state: State, record: TaskRecord) -> bool:
@@ -114,7 +122,7 @@ def answer(state: State, record: TaskRecord) -> bool:
     """
     home, task, now_ns = record.home, record.task, state.now_ns
     record.admitted_ns = now_ns
-    record.deadline_ns = now_ns + min(task.deadline_ms, DEADLINE_MS_MAX) * NS_PER_MS
+    record.deadline_ns = _deadline_ns(record, now_ns)
     admission.charge(state, record)
     home.appointments[task.priority].claim(task.task_id)
     seen = record.outlook or outlook.of_arrival(home, record, now_ns, task.deadline_ms)
@@ -125,7 +133,7 @@ def answer(state: State, record: TaskRecord) -> bool:
         task.task_id,
         seen.position,
         seen.start_ms,
-        home.backoff_ms(home.tier_of[task.priority]),
+        backoff_ms(home, home.tier_of[task.priority]),
         False,
         seen.chance,
         state.sessions.budgets(record.session),

@@ -4,7 +4,7 @@ Each live task has one wake-up, for whatever can time out in its state.
 """
 
 from contracts.tasks import Outcome
-from orchestrator.core import attempts, dispatch, endings, submissions
+from orchestrator.core import attempts, dispatch, endings, preemption, submissions
 from orchestrator.core.records import NS_PER_MS, TaskRecord
 from orchestrator.core.state import RETENTION_KEY, State
 
@@ -19,6 +19,9 @@ def expire(state: State) -> None:
 def _wake(state: State, record: TaskRecord) -> None:
     if record.state == "measuring":
         submissions.measuring_timed_out(state, record)
+    elif record.state == "queued" and state.now_ns < record.deadline_ns:
+        preemption.rescue(state, record)
+        state.timers.arm(record.task.task_id, record.deadline_ns)
     elif record.state == "queued":
         record.home.leave(record)
         outcome = Outcome("failed", tokens_out=record.resume_tokens, error=dispatch.too_late(record))

@@ -87,7 +87,7 @@ class SchedulerSection(Section):
     fairness: FairnessKind = "wfq"
     ordering: OrderingKind = "edf"
     eviction: EvictionKind = "eta"
-    on_time_percent_min: Annotated[int, Field(ge=0, le=100)] = 80
+    on_time_percent_min: Annotated[int, Field(ge=0, le=100)] = 85
     capacity: Positive | None = Field(None, description="bound of all classes together; left out: their sum")
     ctx: Positive = 8192
     wall_timeout_ms: Positive = 300_000

@@ -162,6 +162,24 @@ class PoliciesMachine(RuleBasedStateMachine):
         """Something that can be on time only if it starts soon."""
         self._submit(f"u{self.ledger.numbers}", tenant=tenant, deadline_ms=deadline_ms, session_id="s1")
 
+    @rule(
+        low=st.sampled_from(["idle", "batch"]),
+        count=st.integers(1, 4),
+        made=st.integers(0, 6),
+        urgent=st.integers(1, 3),
+        tenant=st.sampled_from(["acme", "rated", "small"]),
+        determinism=st.sampled_from(["strict", "strict", "strict", "best_effort"]),
+    )
+    def rush(self, low: str, count: int, made: int, urgent: int, tenant: str, determinism: str) -> None:
+        """Long tasks take the slots, get somewhere, and urgent ones of the highest class come."""
+        for n in range(count):
+            over = {"priority": low, "max_tokens": 80, "session_id": f"s{n}", "determinism": determinism}
+            self._submit(f"l{self.ledger.numbers}", deadline_ms=20_000, **over)
+        for attempt in [a for a in self.ledger.books.attempts if a.live]:
+            self._progress(attempt, made)
+        for n in range(urgent):
+            self._submit(f"u{self.ledger.numbers}", tenant=tenant, deadline_ms=200, session_id=f"s{n}")
+
     @precondition(lambda self: self.ledger.books.jobs)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
@@ -181,8 +199,11 @@ class PoliciesMachine(RuleBasedStateMachine):
             self.ledger.books.ready[replica_id] = REPLICAS[replica_id]
             self.ledger.tell(ReplicaReady(REPLICAS[replica_id]))
 
-    @rule(replica_id=st.sampled_from(list(REPLICAS)), how=st.sampled_from(["lost", "unready", "loading"]))
+    @rule(replica_id=st.sampled_from(list(REPLICAS)), how=st.sampled_from(["", "", "lost", "unready", "loading"]))
     def go_down(self, replica_id: str, how: str) -> None:
+        if not how:
+            self.come_up(replica_id)
+            return
         self.ledger.books.ready.pop(replica_id, None)
         for attempt in self.ledger.books.attempts:
             if attempt.replica_id == replica_id:
@@ -229,10 +250,16 @@ class PoliciesMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(a.live for a in self.ledger.books.attempts))
     @rule(data=st.data(), tokens=st.integers(0, 9))
     def progress(self, data: st.DataObject, tokens: int) -> None:
-        attempt = data.draw(st.sampled_from([a for a in self.ledger.books.attempts if a.live]))
-        if self.ledger.books.current(attempt) is not None:
-            attempt.tokens = max(attempt.tokens, tokens)
-        self.ledger.tell(TokensProgressed(attempt.task_id, attempt.attempt, tokens, 7))
+        self._progress(data.draw(st.sampled_from([a for a in self.ledger.books.attempts if a.live])), tokens)
+
+    @precondition(lambda self: any(a.live for a in self.ledger.books.attempts))
+    @rule(tokens=st.sampled_from([5, 10]), took_ms=st.sampled_from([20, 100, 150]))
+    def serve_all(self, tokens: int, took_ms: int) -> None:
+        """All that runs comes to its end after a while."""
+        self.wait(took_ms)
+        for attempt in [a for a in self.ledger.books.attempts if a.live]:
+            if attempt.live:
+                self._end(attempt, "stopped" if attempt.stop else "finished", True, tokens)
 
     @precondition(lambda self: any(a.held and not a.live for a in self.ledger.books.attempts))
     @rule(data=st.data())
@@ -272,6 +299,11 @@ class PoliciesMachine(RuleBasedStateMachine):
         self.ledger.tell(TimerFired())
 
     # ------------------------------------------------------------------ parts
+
+    def _progress(self, attempt: Attempt, tokens: int) -> None:
+        if self.ledger.books.current(attempt) is not None:
+            attempt.tokens = max(attempt.tokens, tokens)
+        self.ledger.tell(TokensProgressed(attempt.task_id, attempt.attempt, tokens, 7))
 
     def _submit(self, task_id: str, **over: Any) -> None:
         known = task_id in self.ledger.books.jobs

@@ -11,6 +11,7 @@ CHAT: dict[str, Any] = {
     "name": "chat",
     "arrivals": {"kind": "poisson", "per_second": 2},
     "output_tokens": {"kind": "lognormal", "median": 60, "sigma": 0.6, "max": 300},
+    "max_tokens": 300,
     "deadline_ms": 20_000,
 }
 

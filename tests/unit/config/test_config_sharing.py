@@ -13,7 +13,7 @@ from tests.unit.config.config_kit import good, only, pair, place, pool, problems
         ("admission: {fairness: {kind: fifo}}", "slots: 4", "admission.fairness.kind (fifo and wfq)"),
         ("admission: {ordering: fifo}", "slots: 4", "admission.ordering (fifo and edf)"),
         ("slots: 4", "admission: {eviction: lru}", "admission.eviction (eta and lru)"),
-        ("slots: 4", "admission: {on_time_percent_min: 0}", "admission.on_time_percent_min (80 and 0)"),
+        ("slots: 4", "admission: {on_time_percent_min: 0}", "admission.on_time_percent_min (85 and 0)"),
         (
             "admission: {breaker: {probes: 1}}",
             "slots: 4",
@@ -55,7 +55,7 @@ def test_saying_the_default_is_no_difference() -> None:
 admission:
       ordering: edf
       eviction: eta
-      on_time_percent_min: 80
+      on_time_percent_min: 85
       fairness: {kind: wfq}
       priorities:
         - {name: interactive, weight: 8, slo_first_token_ms: 900}

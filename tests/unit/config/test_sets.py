@@ -70,7 +70,7 @@ def test_like_pools_form_one_set_and_their_capacities_add_up() -> None:
 def test_a_small_file_is_scheduled_fairly_by_deadline_and_preempts_softly() -> None:
     built = scheduler_config(development_config().config)
     (home,) = built.sets
-    assert (home.fairness, home.ordering, home.eviction, home.on_time_percent_min) == ("wfq", "edf", "eta", 80)
+    assert (home.fairness, home.ordering, home.eviction, home.on_time_percent_min) == ("wfq", "edf", "eta", 85)
     assert home.preemption == PreemptionPolicy(mode="soft", max_per_min=10, protect=(), per_task_max=2)
     assert (home.breaker, home.price_in_micros, home.price_out_micros) == (None, 0, 0)
     assert (built.tenants, built.default_tenant) == ((), TenantPolicy(""))
