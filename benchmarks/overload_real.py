@@ -135,6 +135,7 @@ def running() -> Iterator[int]:
         # Short: Ray's socket paths below it must stay under 108 bytes.
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llo-", ignore_cleanup_errors=True)))
         os.environ["RAY_TMPDIR"] = str(directory)
+        stack.callback(os.environ.pop, "RAY_TMPDIR")
         service = stack.enter_context(local_service(configuration(directory), port=free_port()))
         wait_for(f"{service.url}/readyz")
         yield int(service.url.rpartition(":")[2])

@@ -15,6 +15,7 @@ _RESUMED: Final = b'"resumed":true'
 class Tally(msgspec.Struct, frozen=True):
     """One class under one policy. `accepted` are those that were not refused at once.
 
+    Waits are theirs; what was dropped without a start counts with how long it had waited until then.
     `errors` counts refused, dropped and given-up tasks by code and, where the answer was one, HTTP status.
     `tokens_per_s` counts tasks that ended while they were counted. `resumed` counts interruptions gone over.
     """
@@ -68,8 +69,7 @@ def preemption_tallies(policy: str, endings: list[Ending]) -> list[Tally]:
 def _tally(policy: str, priority: str, counted: list[Ending], tokens_per_s: float) -> Tally:
     own = [ending for ending in counted if ending.arrival.priority == priority]
     accepted = [ending for ending in own if ending.status in (0, 200)]
-    # Of those dropped without a start nobody knows how long they would have waited.
-    waits = [ending.waited_ms for ending in accepted if ending.started or ending.code in ("", "open")] or [0.0]
+    waits = [ending.waited_ms for ending in accepted] or [0.0]
     met = sum(ending.met for ending in own)
     return Tally(
         policy=policy,
@@ -107,9 +107,11 @@ def figures(rows: list[Tally]) -> dict[str, float]:
     reached["default/accepted_met_percent"] = 100 * met("default") / max(1, accepted)
     reached["default/batch/tokens_per_s"] = by["default", "batch"].tokens_per_s
     off, hard = by["preemption_off", "interactive"], by["preemption_hard", "interactive"]
+    reached["preemption/hard_over_off"] = hard.met / max(1, off.met)
+    reached["preemption/wait_p50_ratio"] = off.wait_p50_ms / max(1.0, hard.wait_p50_ms)
     reached["preemption/wait_p99_ratio"] = off.wait_p99_ms / max(1.0, hard.wait_p99_ms)
     reached["preemption_hard/interactive/met_percent"] = hard.met_percent
-    reached["preemption_off/interactive/met_percent"] = off.met_percent
+    reached["preemption_hard/batch/met_percent"] = by["preemption_hard", "batch"].met_percent
     reached["preemption_hard/batch/resumed"] = by["preemption_hard", "batch"].resumed
     return {name: round(value, 3) for name, value in reached.items()}
 

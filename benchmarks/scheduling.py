@@ -120,10 +120,9 @@ def _wait_p99_ms(run: Report, priority: str) -> float:
 def honesty(seeds: list[int], quick: bool) -> Figures:
     """Whether what clients are told comes true in steady overload."""
     figures: Figures = {}
-    size = {"replicas": 8, "slots": 8} if quick else {"replicas": 32, "slots": 16}
-    deadlined = [
-        simulate(cases.overload("default", seconds=200, warmup_s=60, capacity=20_000, **size), seed) for seed in seeds
-    ]
+    replicas, slots = (8, 8) if quick else (32, 16)
+    steady = cases.overload("default", seconds=200, warmup_s=60, capacity=20_000, replicas=replicas, slots=slots)
+    deadlined = [simulate(steady, seed) for seed in seeds]
     figures["honesty/start_error"] = statistics.median(_start_error(world) for world, _ in deadlined)
     figures["honesty/start_right"] = statistics.median(_start_right(world) for world, _ in deadlined)
     figures["honesty/calibration_error"] = statistics.median(r.honesty.calibration_error or 0.0 for _, r in deadlined)

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 
 from contracts.api import TaskRequest
+from orchestrator.cli_simulate import simulate
 from orchestrator.cli_status import status as show_status
 from orchestrator.cli_submit import CANNOT_CONNECT, FAILED, INTERRUPTED, USAGE
 from orchestrator.cli_submit import submit as run_submit
@@ -133,6 +134,9 @@ def status(
     """Show whether the cluster is ready and what it does, or how one task is doing."""
     server, api_key = _server(url, key)
     _finish(show_status(server, api_key, str(task_id) if task_id else None, Console(), _err()))
+
+
+app.command()(simulate)
 
 
 @app.command("hash-key")

@@ -5,6 +5,7 @@ success, which is wrong for anything that is not idempotent.
 """
 
 import asyncio
+import gc
 from typing import Any, Final
 
 import ray
@@ -23,6 +24,8 @@ log = structlog.get_logger(__name__)
 
 NAMESPACE: Final = "llorch"
 SCHEDULER: Final = "scheduler"
+#: Objects made between two collections of the scheduler process, by generation.
+GC_THRESHOLDS: Final = (50_000, 20, 100)
 
 
 def node_id() -> str:
@@ -42,6 +45,9 @@ class SchedulerActor:
         if self._starting is None:
             # Made here and not in __init__: the service belongs to the actor's event loop.
             service = SchedulerService(self._config, self._secret)
+            # What was loaded by now stays, and the core makes no cycles: full collections would only pause it.
+            gc.freeze()
+            gc.set_threshold(*GC_THRESHOLDS)
             self._starting = asyncio.create_task(service.start(node_id(), get_node_ip_address()))
         return await asyncio.shield(self._starting)
 

@@ -1,6 +1,7 @@
 """Structured logs, one JSON object a line, for every process of the service."""
 
 import logging
+import os
 import sys
 from typing import Any, BinaryIO, cast
 
@@ -10,6 +11,11 @@ import structlog
 
 def _json(value: Any, **_options: Any) -> bytes:
     return msgspec.json.encode(value, enc_hook=repr)
+
+
+def _level() -> int:
+    """`LLORCH_LOG_LEVEL`: debug shows every decision of the scheduler; anything unknown is info."""
+    return logging.getLevelNamesMapping().get(os.environ.get("LLORCH_LOG_LEVEL", "").upper(), logging.INFO)
 
 
 def configure() -> None:
@@ -30,7 +36,7 @@ def configure() -> None:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(serializer=_json),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(_level()),
         logger_factory=structlog.BytesLoggerFactory(file=cast(BinaryIO, sys.__stderr__.buffer)),
         cache_logger_on_first_use=True,
     )

@@ -17,6 +17,8 @@ BIN_PRIOR: Final = 5.0
 #: What an empty bin weighs where neighbours are pooled: next to nothing, so that it follows them.
 BIN_WEIGHT_MIN: Final = 0.01
 BIN_FADE: Final = 1.0 - 1.0 / 256.0
+#: What is left of a bin at each fit, so that one that nothing falls into any more is forgotten.
+FIT_FADE: Final = 0.98
 REFIT_SAMPLES: Final = 32
 
 
@@ -102,6 +104,9 @@ class Calibration:
         weights: list[float] = []
         widths: list[int] = []
         for n in range(BINS):
+            self._weights[n] *= FIT_FADE
+            self._predicted[n] *= FIT_FADE
+            self._happened[n] *= FIT_FADE
             believed = self._weights[n] + BIN_PRIOR
             centre = BIN_PRIOR * (n + 0.5) / BINS
             self._x[n] = (self._predicted[n] + centre) / believed

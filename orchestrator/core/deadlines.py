@@ -22,6 +22,8 @@ DOUBLINGS_MAX: Final = 24
 HALVINGS: Final = 6
 #: A task that starts at once is never asked to be surer than this.
 AT_ONCE_PERCENT: Final = 50
+#: Nor is one of whose kind too few outputs were seen.
+UNINFORMED_PERCENT: Final = 15
 
 
 def refusal(home: ReplicaSet, record: TaskRecord, now_ns: int) -> ErrorInfo | None:
@@ -37,19 +39,19 @@ def refusal(home: ReplicaSet, record: TaskRecord, now_ns: int) -> ErrorInfo | No
     else:
         return None
     earliest_ms = earliest_deadline_ms(home, record, now_ns)
-    return refusals.deadline_unmet(home, task.deadline_ms, earliest_ms, reason)
+    return refusals.deadline_unmet(home, task.deadline_ms, earliest_ms, reason, seen.start_ms)
 
 
 def is_likely(home: ReplicaSet, seen: Outlook) -> bool:
     """Whether a task is sure enough to be on time.
 
-    One that starts at once is judged by its own length alone, and more mildly: it takes a slot that nobody
-    waits for. What others missed in the queue says nothing about it, and its success is what such a
-    record mends by.
+    One that starts at once is judged more mildly: it takes a slot that nobody waits for. It is also judged
+    uncalibrated, since what it does is what a bad record mends by. And while nobody knows how long such
+    outputs are, it is refused only if next to impossible: refusing teaches nothing.
     """
     percent = home.policy.on_time_percent_min
     if not seen.raw_wait_ns:
-        percent = min(percent, AT_ONCE_PERCENT)
+        return seen.sureness * 100.0 >= min(percent, AT_ONCE_PERCENT if seen.is_informed else UNINFORMED_PERCENT)
     return seen.chance * 100.0 >= percent
 
 

@@ -94,7 +94,7 @@ def _task(record: TaskRecord) -> Tree:
         "remaining_tokens": record.remaining_tokens,
         "slots_held": record.slots_held,
         "stop_reason": record.stop_reason,
-        "stop_until_ns": record.stop_until_ns,
+        "stop_until_ns": record.stop_until_ns if record.state == "stopping" else 0,
         "preemptions": record.preemptions,
         "resume": [record.resume_tokens, record.resume_digest],
         "hands_over_to": "" if heir is None else heir.task.task_id,

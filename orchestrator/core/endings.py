@@ -13,6 +13,8 @@ def end_unserved(state: State, record: TaskRecord, outcome: Outcome) -> None:
     if outcome.state == "failed":
         _learn_chance(record, False)
     state.finish(record, outcome)
+    # What it stood before may be able to start where it was not: on another side, with less KV.
+    state.want_dispatch(record.home)
 
 
 def end_served(state: State, record: TaskRecord, event: AttemptEnded, outcome: Outcome) -> None:
@@ -53,10 +55,12 @@ def learn_wait(record: TaskRecord, waited_ns: int) -> None:
 
 
 def _learn_chance(record: TaskRecord, on_time: bool) -> None:
-    """A task that waited was on time or not; how sure had it been told to be?"""
-    seen = record.outlook
-    if seen is not None and seen.raw_wait_ns:
-        record.home.on_time.observe(seen.sureness, on_time)
+    """A task was on time or not; how sure had it been told to be?
+
+    Those that started at once teach too: where every task that would wait is refused, they are all there is.
+    """
+    if record.outlook is not None:
+        record.home.on_time.observe(record.outlook.sureness, on_time)
 
 
 def _learn_service(record: TaskRecord, event: AttemptEnded, slot_ns: int) -> None:

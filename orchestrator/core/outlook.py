@@ -19,20 +19,28 @@ class Outlook:
     """A forecast for one task.
 
     `wait_ns` is the expected wait, `start_ms` the middling one: what a client is told. `sureness` is its
-    chance to be on time before calibration, `chance` after; what starts at once needs none, since only waits
-    are off by much.
+    chance to be on time before calibration, `chance` after; `is_informed`: enough outputs like its own were
+    seen, or its length was told.
     """
 
-    __slots__ = ("chance", "position", "raw_wait_ns", "start_ms", "sureness", "wait_ns")
+    __slots__ = ("chance", "is_informed", "position", "raw_wait_ns", "start_ms", "sureness", "wait_ns")
 
     def __init__(
-        self, position: int, raw_wait_ns: int, wait_ns: int, middle: float, sureness: float, chance: float
+        self,
+        position: int,
+        raw_wait_ns: int,
+        wait_ns: int,
+        middle: float,
+        sureness: float,
+        chance: float,
+        is_informed: bool,
     ) -> None:
         self.position = position
         self.raw_wait_ns = raw_wait_ns
         self.wait_ns = wait_ns
         self.start_ms = max(1, ceil_ms(int(wait_ns * middle))) if raw_wait_ns else 0
         self.sureness = sureness
+        self.is_informed = is_informed
         self.chance = chance
 
 
@@ -40,25 +48,27 @@ def of_arrival(home: ReplicaSet, record: TaskRecord, now_ns: int, deadline_ms: i
     """The outlook of a task that comes now with this deadline; its own is used where it is admitted."""
     slack_ns = deadline_ms * NS_PER_MS
     if home.starts_at_once(record):
-        sureness = chance(home, record, slack_ns, 0, 0.0)
-        return Outlook(0, 0, 0, 1.0, sureness, sureness)
-    key = home.key_of(now_ns + slack_ns, record.order)
-    position, raw_ns = queue_wait(home, record, key, now_ns)
-    ratio = home.bias_of(record.task.priority, deadline_ms)
-    wait_ns = int(raw_ns * ratio.factor())
-    sureness = chance(home, record, slack_ns, wait_ns, ratio.spread())
-    middle = home.middle_of(record.task.priority, wait_ns).factor
-    return Outlook(position, raw_ns, wait_ns, middle, sureness, home.on_time.corrected(sureness))
+        return _outlook(home, record, 0, 0, deadline_ms, slack_ns)
+    position, raw_ns = queue_wait(home, record, home.key_of(now_ns + slack_ns, record.order), now_ns)
+    return _outlook(home, record, position, raw_ns, deadline_ms, slack_ns)
 
 
 def of_waiting(home: ReplicaSet, record: TaskRecord, now_ns: int) -> Outlook:
     """The outlook, from now, of a task that waits."""
     position, raw_ns = queue_wait(home, record, record.key, now_ns)
-    ratio = home.bias_of(record.task.priority, record.task.deadline_ms)
-    wait_ns = int(raw_ns * ratio.factor())
-    sureness = chance(home, record, record.deadline_ns - now_ns, wait_ns, ratio.spread())
-    middle = home.middle_of(record.task.priority, wait_ns).factor
-    return Outlook(position, raw_ns, wait_ns, middle, sureness, home.on_time.corrected(sureness))
+    return _outlook(home, record, position, raw_ns, record.task.deadline_ms, record.deadline_ns - now_ns)
+
+
+def _outlook(
+    home: ReplicaSet, record: TaskRecord, position: int, raw_wait_ns: int, deadline_ms: int, slack_ns: int
+) -> Outlook:
+    task = record.task
+    ratio = home.bias_of(task.priority, deadline_ms)
+    wait_ns = int(raw_wait_ns * ratio.factor())
+    middle = home.middle_of(task.priority, wait_ns).factor
+    sureness = chance(home, record, slack_ns, wait_ns, ratio.spread())
+    is_informed = bool(task.expected_tokens) or home.predictor.knows_lengths(task.tenant, task.workload)
+    return Outlook(position, raw_wait_ns, wait_ns, middle, sureness, home.on_time.corrected(sureness), is_informed)
 
 
 def queue_wait(home: ReplicaSet, record: TaskRecord, key: int, now_ns: int) -> tuple[int, int]:

@@ -11,13 +11,15 @@ from typing import Final
 
 from contracts.errors import ErrorCode, ErrorInfo
 from orchestrator.core import refusals
-from orchestrator.core.estimates import departure_ns, is_doomed
+from orchestrator.core.estimates import departure_ns
 from orchestrator.core.flows import Flow, Tier
+from orchestrator.core.outlook import of_waiting
 from orchestrator.core.records import TaskRecord, ceil_ms
 from orchestrator.core.replica_set import ReplicaSet
 
-#: How many of those that start next are looked at for one that will be late anyway.
+#: How many of those that start next are looked at, and how many of all, evenly spread.
 HEAD_MAX: Final = 4
+SPREAD_MAX: Final = 8
 #: How many flows of a class are looked at.
 FLOWS_MAX: Final = 64
 
@@ -56,20 +58,27 @@ def refusal(home: ReplicaSet, tier: Tier[TaskRecord], task_id: str, now_ns: int)
 
 
 def _latest(home: ReplicaSet, tier: Tier[TaskRecord], now_ns: int) -> TaskRecord | None:
-    """The task of a class that misses least: one that will be late anyway, else one that would start last."""
+    """The task of a class whose loss costs least: the one least likely to be on time, of equals the last to start.
+
+    Looked for in the line that holds most for its weight, among a few of its tasks spread over it.
+    """
     worst: Flow[TaskRecord] | None = None
     for flow in islice(tier.flows.values(), FLOWS_MAX):
-        for item in flow.line.head(HEAD_MAX):
-            if item.fresh and is_doomed(home, item, now_ns):
-                return item
         if len(flow.line) and (
             worst is None or flow.line.cost_tokens * worst.weight > worst.line.cost_tokens * flow.weight
         ):
             worst = flow
     if worst is None:
         return None
-    last = worst.line.last()
-    return last if last is not None and last.fresh else worst.line.newest_fresh()
+    victim: TaskRecord | None = None
+    least = 2.0
+    spread = [item for item, _ in worst.line.checkpoints(0, 0, SPREAD_MAX)]
+    for item in [*worst.line.head(HEAD_MAX), *spread]:
+        if item.fresh:
+            sureness = of_waiting(home, item, now_ns).sureness
+            if sureness <= least:
+                victim, least = item, sureness
+    return victim or worst.line.newest_fresh()
 
 
 def _oldest(home: ReplicaSet, tier: Tier[TaskRecord], now_ns: int) -> TaskRecord | None:

@@ -198,6 +198,15 @@ def load(replica: Replica) -> int:
     return min(FULL - 1, max(by_slots, by_kv))
 
 
+def has_room_for(home: ReplicaSet, record: TaskRecord) -> bool:
+    """Whether a replica of the task's side has a slot and the KV for it now."""
+    index = home.canaries.index_for(record.task.session_id)
+    first = index.least_loaded()
+    if first is None:
+        return False
+    return first.has_room(record.kv_tokens) or any(each.has_room(record.kv_tokens) for each in index.candidates())
+
+
 def choose(home: ReplicaSet, record: TaskRecord, now_ns: int) -> tuple[Replica, bool] | None:
     """(replica for the next attempt of a task, whether it still holds the session's KV); None if none suits now.
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from orchestrator.core.averages import Line, Quotient, Ratio
 from orchestrator.core.chances import normal_at_most, p_within
-from orchestrator.core.lengths import LengthTable
+from orchestrator.core.lengths import FAMILY_WEIGHT_MIN, LengthTable
 
 #: Decode time per token while neither a self-test nor a task has told it.
 TOKEN_NS_GUESS: Final = 20_000_000
@@ -171,6 +171,10 @@ class Predictor:
         if tokens > max_tokens:
             return max_tokens
         return tokens if tokens > 1 else 1
+
+    def knows_lengths(self, tenant: str, workload: str) -> bool:
+        """Whether enough outputs were seen to say how long such ones are."""
+        return self._lengths.of(tenant, workload).weight >= FAMILY_WEIGHT_MIN
 
     def outputs_by(self, tenant: str, workload: str, max_tokens: int, limit_tokens: int, made_tokens: int = 0) -> float:
         """Chance that the output ends within `limit_tokens`, given that it did not within `made_tokens`."""

@@ -73,13 +73,18 @@ def shed_for(home: ReplicaSet, retry_ms: int) -> ErrorInfo:
     )
 
 
-def deadline_unmet(home: ReplicaSet, deadline_ms: int, earliest_ms: int, reason: str) -> ErrorInfo:
-    """DEADLINE_UNMET at admission, with the smallest deadline that would have been accepted (ORCH-3079)."""
+def deadline_unmet(home: ReplicaSet, deadline_ms: int, earliest_ms: int, reason: str, wait_ms: int) -> ErrorInfo:
+    """DEADLINE_UNMET at admission, with the smallest deadline that would have been accepted (ORCH-3079).
+
+    The same request may do later if it is the queue that makes it late, about when what waits now has
+    started; a task that is too long for its deadline by itself is not helped by waiting.
+    """
     return ErrorInfo(
         code="DEADLINE_UNMET",
         message=f"deadline_ms {deadline_ms} cannot be met: {reason}; at least {earliest_ms} is needed now",
         engine=home.policy.engine,
         pool_id=home.policy.pools[0].pool_id,
-        retriable=True,
+        retriable=wait_ms > 0,
+        retry_after_ms=wait_ms or None,
         earliest_deadline_ms=earliest_ms,
     )

@@ -14,7 +14,7 @@ from orchestrator.core.canaries import Canaries
 from orchestrator.core.fairness import make
 from orchestrator.core.flows import Fairness, Tier
 from orchestrator.core.ordering import ordering
-from orchestrator.core.placement import Replica
+from orchestrator.core.placement import Replica, has_room_for
 from orchestrator.core.predictor import Predictor
 from orchestrator.core.quotas import Gcra, TenantQuota
 from orchestrator.core.records import NS_PER_MS, TaskRecord, ceil_ms
@@ -156,6 +156,7 @@ class ReplicaSet:
             and self.fairness.select() is None
             and record.quota.may_start(record.kv_bytes)
             and not record.flow.blocked
+            and has_room_for(self, record)
         )
 
     # ------------------------------------------------------------------ replicas

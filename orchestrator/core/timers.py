@@ -54,7 +54,7 @@ class Timers:
         # A stale entry that lies ahead is left alone: what is due is all in front of it.
         while heap and heap[0][0] <= now_ns:
             entry = heappop(heap)
-            if self._armed.get(entry[2]) is entry:
+            if self._is_current(entry):
                 del self._armed[entry[2]]
                 return entry[2]
         return None
@@ -64,10 +64,15 @@ class Timers:
         heap = self._heap
         while heap:
             entry = heap[0]
-            if self._armed.get(entry[2]) is entry:
+            if self._is_current(entry):
                 return entry[0]
             heappop(heap)
         return None
+
+    def _is_current(self, entry: tuple[int, int, str]) -> bool:
+        """By number, not by identity: compiled code makes tuples anew."""
+        held = self._armed.get(entry[2])
+        return held is not None and held[1] == entry[1]
 
     def alarm_rang(self) -> None:
         """The shell's timer fired, so it is no longer set."""

@@ -233,7 +233,8 @@ class PoliciesLedger:
         assert books.held(command.replica_id) == command.busy < info.slots == command.slots
         if command.placement != "handed-over":
             others = [j for j in books.jobs.values() if j.waiting and j.flow == job.flow and j is not job]
-            assert all(self._key(job) < self._key(other) for other in others), "out of order within its flow"
+            passed = [other.info.task_id for other in others if self._key(other) < self._key(job)]
+            assert not passed, f"{job.info.task_id} starts before {passed} of its flow"
         assert command.warm == (command.placement == "affinity")
         if self.canary and not command.warm:
             self._check_side(job, info)

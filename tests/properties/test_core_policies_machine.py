@@ -121,7 +121,7 @@ class PoliciesMachine(RuleBasedStateMachine):
                 tasks_max=6,
                 tenants=TENANTS,
                 default_tenant=None,
-                default_client=RatePolicy(50.0, 20),
+                default_client=RatePolicy(50.0, 60),
                 sessions=SessionPolicy(ttl_ms=15_000, turns_max=3, sessions_max=6, budget=drawn["budget"]),
             )
         )
@@ -164,16 +164,16 @@ class PoliciesMachine(RuleBasedStateMachine):
 
     @rule(
         low=st.sampled_from(["idle", "batch"]),
-        count=st.integers(1, 4),
+        count=st.integers(2, 5),
         made=st.integers(0, 6),
-        urgent=st.integers(1, 3),
+        urgent=st.integers(1, 4),
         tenant=st.sampled_from(["acme", "rated", "small"]),
         determinism=st.sampled_from(["strict", "strict", "strict", "best_effort"]),
     )
     def rush(self, low: str, count: int, made: int, urgent: int, tenant: str, determinism: str) -> None:
         """Long tasks take the slots, get somewhere, and urgent ones of the highest class come."""
         for n in range(count):
-            over = {"priority": low, "max_tokens": 80, "session_id": f"s{n}", "determinism": determinism}
+            over = {"priority": low, "max_tokens": 60, "session_id": f"s{n}", "determinism": determinism}
             self._submit(f"l{self.ledger.numbers}", deadline_ms=20_000, **over)
         for attempt in [a for a in self.ledger.books.attempts if a.live]:
             self._progress(attempt, made)
@@ -236,7 +236,11 @@ class PoliciesMachine(RuleBasedStateMachine):
         retriable=st.sampled_from([True, True, False]),
     )
     def end(self, data: st.DataObject, result: Any, slot_free: bool, tokens: int, retriable: bool) -> None:
-        attempt = data.draw(st.sampled_from([a for a in self.ledger.books.attempts if a.live]))
+        self.wait(tokens * 10)
+        live = [a for a in self.ledger.books.attempts if a.live]
+        if not live:
+            return
+        attempt = data.draw(st.sampled_from(live))
         error = ErrorInfo(code="INTERNAL", message="engine said no", retriable=retriable)
         self._end(attempt, result, slot_free, tokens, error if result == "failed" else None)
 
@@ -253,7 +257,7 @@ class PoliciesMachine(RuleBasedStateMachine):
         self._progress(data.draw(st.sampled_from([a for a in self.ledger.books.attempts if a.live])), tokens)
 
     @precondition(lambda self: any(a.live for a in self.ledger.books.attempts))
-    @rule(tokens=st.sampled_from([5, 10]), took_ms=st.sampled_from([20, 100, 150]))
+    @rule(tokens=st.sampled_from([5, 10]), took_ms=st.sampled_from([100, 50, 150]))
     def serve_all(self, tokens: int, took_ms: int) -> None:
         """All that runs comes to its end after a while."""
         self.wait(took_ms)
@@ -376,31 +380,15 @@ class PoliciesMachine(RuleBasedStateMachine):
 
 
 PoliciesMachine.TestCase.settings = settings(
-    max_examples=60,
-    stateful_step_count=50,
+    max_examples=120,
+    stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 
 
-@pytest.mark.req(
-    "ORCH-3004",
-    "ORCH-3006",
-    "ORCH-3017",
-    "ORCH-3024",
-    "ORCH-3036",
-    "ORCH-3040",
-    "ORCH-3075",
-    "ORCH-3077",
-    "ORCH-3079",
-    "ORCH-3085",
-    "ORCH-3086",
-    "ORCH-3091",
-    "ORCH-3099",
-    "OC-CORE-1003",
-    "OC-CORE-1011",
-    "OC-CORE-1013",
-    "OC-CORE-1023",
-)
+@pytest.mark.req("ORCH-3004", "ORCH-3006", "ORCH-3017", "ORCH-3024", "ORCH-3036", "ORCH-3040", "ORCH-3075")
+@pytest.mark.req("ORCH-3077", "ORCH-3079", "ORCH-3085", "ORCH-3086", "ORCH-3091", "ORCH-3099")
+@pytest.mark.req("OC-CORE-1003", "OC-CORE-1011", "OC-CORE-1013", "OC-CORE-1023")
 class TestPolicies(PoliciesMachine.TestCase):  # type: ignore[misc,name-defined]
     """Every random history keeps every promise."""

@@ -144,6 +144,7 @@ def test_ids_and_keys_are_unique() -> None:
     assert [problem.message for problem in found] == ["two keys have the same name", "two keys have the same sha256"]
 
 
+@pytest.mark.req("ORCH-3012")
 @pytest.mark.parametrize(
     ("split", "is_good"),
     [("[0.67, 0.33]", True), ("[0.66, 0.33]", True), ("[0.5, 0.48]", False), ("[0.5, 0.25, 0.25]", False)],

@@ -23,7 +23,6 @@ def core(slots: int = 1, **over: Any) -> Core:
 def refusal(commands: list[Any]) -> ErrorInfo:
     error: ErrorInfo = one(commands, Reject).error
     assert error.code == "DEADLINE_UNMET"
-    assert error.retriable
     return error
 
 
@@ -41,6 +40,8 @@ def test_a_deadline_of_one_millisecond_is_refused_even_by_an_idle_set() -> None:
     assert error.message.startswith("deadline_ms 1 cannot be met: it would start in about 0 ms and is ")
     assert error.earliest_deadline_ms is not None
     assert error.message.endswith(f"at least {error.earliest_deadline_ms} is needed now")
+    # However long it waited, it would not be on time.
+    assert (error.retriable, error.retry_after_ms) == (False, None)
     assert made.state_of("t") is None
 
 
@@ -50,13 +51,16 @@ def test_the_earliest_deadline_is_accepted_at_the_same_instant_and_a_smaller_one
     made = core()
     if is_busy:
         made.submit("runs", max_tokens=50)
-    earliest_ms = refusal(made.submit("t", deadline_ms=5)).earliest_deadline_ms
+    error = refusal(made.submit("t", deadline_ms=5))
+    earliest_ms = error.earliest_deadline_ms
     assert earliest_ms is not None
+    assert bool(error.retriable) == is_busy
     # It is found to within two hundredths.
     refusal(made.submit("t", deadline_ms=int(earliest_ms * 0.97) - 1))
     admit = one(made.submit("t", deadline_ms=earliest_ms), Admit)
     assert bool(admit.predicted_start_ms) == is_busy
-    assert admit.on_time_probability >= 0.25
+    # An idle set takes chances while it does not know how long outputs are.
+    assert admit.on_time_probability >= (0.25 if is_busy else 0.15)
     if is_busy:
         start_ms, chance = admit.predicted_start_ms, admit.on_time_probability
         assert admit.why == f"0 ahead, starts in about {start_ms} ms, {chance:.0%} sure to be on time"

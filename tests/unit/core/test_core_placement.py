@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from contracts.policies import PoolPolicy
-from contracts.scheduling import RefuseReplica, ReplicaLost, ReplicaReady, ReplicaReported, Start
+from contracts.scheduling import Admit, RefuseReplica, Reject, ReplicaLost, ReplicaReady, ReplicaReported, Start
 from contracts.tasks import ReplicaInfo
 from orchestrator.core.placement import PRESSURE_STEP_PERMILLE
 from tests.unit.core.core_kit import Core, ended, of, one, replica, replica_set
@@ -39,13 +39,22 @@ def test_the_fraction_of_its_kv_counts_where_it_is_larger() -> None:
     assert start(made, "c").replica_id == "r1"
 
 
-@pytest.mark.req("ORCH-3091", "ORCH-3022")
+@pytest.mark.req("ORCH-3020", "ORCH-3091", "ORCH-3022")
 def test_a_task_waits_for_room_in_the_kv_though_a_slot_is_free() -> None:
     made = core(replica("r0", slots=8, kv_tokens=100))
     start(made, "a", max_tokens=60)
     assert not of(made.submit("b", max_tokens=60), Start)
     assert made.state_of("b") == "queued"
     assert one(made.tell(ended("a")), Start).task_id == "b"
+
+
+@pytest.mark.req("ORCH-3029", "ORCH-3004", "ORCH-3022")
+def test_a_slot_without_room_in_the_kv_is_neither_a_start_at_once_nor_a_place() -> None:
+    made = core(replica("r0", slots=8, kv_tokens=100), capacity=1)
+    start(made, "a", max_tokens=60)
+    admit = one(made.submit("b", max_tokens=60), Admit)
+    assert admit.predicted_start_ms >= 1
+    assert of(made.submit("too-many", max_tokens=60), Reject)
 
 
 @pytest.mark.req("ORCH-3022")
