@@ -22,6 +22,9 @@ DOUBLINGS_MAX: Final = 24
 HALVINGS: Final = 6
 #: A task that starts at once is never asked to be surer than this.
 AT_ONCE_PERCENT: Final = 50
+#: Arrivals of a flow between two looks at those behind, and how many times an arrival's delay must be to spare.
+UNCHECKED_MAX: Final = 32
+SPARE_PARTS: Final = 16.0
 #: Nor is one of whose kind too few outputs were seen.
 UNINFORMED_PERCENT: Final = 15
 
@@ -83,23 +86,39 @@ def _acceptable(home: ReplicaSet, record: TaskRecord, now_ns: int, deadline_ms: 
 
 
 def first_harmed(home: ReplicaSet, record: TaskRecord, now_ns: int, deadline_ms: int) -> TaskRecord | None:
-    """A task behind an arrival with this deadline that would be late because of it, if there is one."""
+    """A task behind an arrival with this deadline that would be late because of it, if there is one.
+
+    Looking costs more than all the rest of an admission, so what was found is used for a while: the least
+    time that any of those that wait had to spare, less what has come before them since.
+    """
     flow = record.flow
     if home.policy.ordering != "edf" or not len(flow.line) or home.starts_at_once(record):
         return None
-    key = home.key_of(now_ns + deadline_ms * NS_PER_MS, record.order)
-    points = flow.line.checkpoints(key, record.order, CHECKPOINTS_MAX)
-    if not points:
+    if flow.unchecked < UNCHECKED_MAX and flow.spare_ns > SPARE_PARTS * flow.delay_ns * record.cost_tokens:
         return None
     # The wait grows evenly along the line: known at both ends, it is known between.
     predictor = home.predictor
     whole = flow.line.cost_tokens
     start_ns = outlook.wait_of(home, home.fairness.distance(flow, 0), now_ns)
-    slope = (outlook.wait_of(home, home.fairness.distance(flow, whole), now_ns) - start_ns) / whole
-    for item, tokens in points:
+    delay_ns = (outlook.wait_of(home, home.fairness.distance(flow, whole), now_ns) - start_ns) / whole
+    added_ns = delay_ns * record.cost_tokens
+    least_ns = float(now_ns)
+    key = home.key_of(now_ns + deadline_ms * NS_PER_MS, record.order)
+    for item, tokens in flow.line.checkpoints(key, record.order, CHECKPOINTS_MAX):
         left_ns = item.deadline_ns - now_ns - predictor.service_ns(item.prompt_tokens, item.output_tokens)
-        wait_ns = start_ns + slope * (tokens - item.cost_tokens)
         factor = home.bias_of(item.task.priority, item.task.deadline_ms).factor()
-        if wait_ns * factor <= left_ns < (wait_ns + slope * record.cost_tokens) * factor:
+        spare_ns = left_ns / factor - (start_ns + delay_ns * (tokens - item.cost_tokens))
+        if 0.0 <= spare_ns < added_ns:
             return item
+        if 0.0 <= spare_ns < least_ns:
+            least_ns = spare_ns
+    if deadline_ms == record.task.deadline_ms:
+        flow.unchecked, flow.spare_ns, flow.delay_ns = 0, least_ns, delay_ns
     return None
+
+
+def joined(record: TaskRecord) -> None:
+    """A task joined its line: those behind it have less time to spare."""
+    flow = record.flow
+    flow.unchecked += 1
+    flow.spare_ns -= flow.delay_ns * record.cost_tokens

@@ -23,12 +23,13 @@ class Flow(Generic[W]):
     `tag` is its virtual start time in units of `wfq.VIRTUAL`; `sequence` numbers its activation. `active`:
     it has waiting tasks and is not `blocked` by a quota. `reserved` counts places promised to tasks
     whose prompts are being measured, `running` charges that were not corrected yet. `version` fences
-    what the policy has noted about it.
+    what the policy has noted about it. `spare_ns`, `delay_ns` per token and `unchecked` are kept for `deadlines`.
     """
 
     __slots__ = (
         "active",
         "blocked",
+        "delay_ns",
         "line",
         "policy",
         "priority",
@@ -36,9 +37,11 @@ class Flow(Generic[W]):
         "reserved",
         "running",
         "sequence",
+        "spare_ns",
         "tag",
         "tenant",
         "tier",
+        "unchecked",
         "version",
         "weight",
     )
@@ -57,6 +60,9 @@ class Flow(Generic[W]):
         self.tag = 0
         self.sequence = 0
         self.version = 0
+        self.spare_ns = 0.0
+        self.delay_ns = 0.0
+        self.unchecked = 0
         self.recent = 0.0
 
     def push(self, item: W) -> None:

@@ -51,7 +51,8 @@ class Scheduler:
         # 3. Start whatever can start.
         dispatch.dispatch(state)
         # 4. Forget what is not to be kept any longer.
-        state.trim_results()
+        if state.trim_due:
+            state.trim_results()
         # 5. Ask to be woken for what becomes due next.
         alarm_ns = state.timers.next_alarm(state.now_ns)
         if alarm_ns is not None:

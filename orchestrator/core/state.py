@@ -38,6 +38,7 @@ class State:
         self.now_ns = 0
         self.out: list[AnyCommand] = []
         self.dispatch_due: list[ReplicaSet] = []
+        self.trim_due = False
         #: Flows of tenants that are at their quota of running tasks.
         self.blocked: dict[str, list[tuple[ReplicaSet, Flow[TaskRecord]]]] = {}
         self._sequence = 0
@@ -103,9 +104,11 @@ class State:
             self.out.append(AnswerCancel(set_id, request, found=True))
         record.cancels.clear()
         self.retention.keep(record)
+        self.trim_due = True
 
     def trim_results(self) -> None:
         """Forget what the bounds on ended tasks do not let us keep."""
+        self.trim_due = False
         while (record := self.retention.pop_surplus(self.now_ns)) is not None:
             record.expired = True
             self.forget_if_over(record)

@@ -109,6 +109,7 @@ def admit(state: State, record: TaskRecord) -> None:
     late = answer(state, record)
     advance(record, "queued")
     record.home.join(record)
+    deadlines.joined(record)
     state.want_dispatch(record.home)
     if late:
         preemption.rescue(state, record)

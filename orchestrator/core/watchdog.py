@@ -12,7 +12,9 @@ from orchestrator.core.state import RETENTION_KEY, State
 def expire(state: State) -> None:
     """Act on every wake-up that is due; each ends its task or arms a later one."""
     while (key := state.timers.pop_due(state.now_ns)) is not None:
-        if key != RETENTION_KEY:
+        if key == RETENTION_KEY:
+            state.trim_due = True
+        else:
             _wake(state, state.tasks[key])
 
 
