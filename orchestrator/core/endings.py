@@ -32,8 +32,9 @@ def end_served(state: State, record: TaskRecord, event: AttemptEnded, outcome: O
         if home.breakers and record.served_by is not None:
             first_ns = record.started_ns - record.admitted_ns + event.first_token_ns
             home.breakers.observe(record, record.served_by.pool_id, finished, first_ns, now_ns)
-    if finished and record.session is not None and record.served_by is not None and record.served_by.keeps_kv:
-        state.sessions.turn_served(now_ns, record.session, record.served_by.replica_id, used_tokens)
+    if finished and record.session is not None and record.served_by is not None:
+        kv_tokens = used_tokens if record.served_by.keeps_kv else 0
+        state.sessions.turn_served(now_ns, record.session, record.served_by.replica_id, kv_tokens)
     state.finish(record, outcome, event.transcript_bytes)
 
 

@@ -111,11 +111,12 @@ def headers(key: str) -> dict[str, str]:
 
 @pytest.mark.req("ORCH-3079", "ORCH-3029")
 def test_a_deadline_that_cannot_be_met_is_refused_with_one_that_can(fair: Service) -> None:
-    answer = fair.http.post("/v1/tasks", json=body(fair, max_tokens=100, deadline_ms=50))
+    long = {"max_tokens": 100, "expected_tokens": 100}
+    answer = fair.http.post("/v1/tasks", json=body(fair, **long, deadline_ms=50))
     error = answer.json()
     assert (answer.status_code, error["code"], error["retriable"]) == (400, "DEADLINE_UNMET", False)
     assert error["earliest_deadline_ms"] > 50
-    offered = body(fair, max_tokens=100, deadline_ms=error["earliest_deadline_ms"])
+    offered = body(fair, **long, deadline_ms=error["earliest_deadline_ms"])
     admitted = fair.http.post("/v1/tasks", json=offered)
     assert admitted.status_code == 202, admitted.text
     assert 0.4 < admitted.json()["on_time_probability"] <= 1
