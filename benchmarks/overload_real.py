@@ -43,9 +43,10 @@ OVERLOAD: Final = 1.5
 SEED: Final = 20_260_214
 #: The queue of the two `_short` policies: what 16 slots start in about 1.5 s, so that waiting stays in the deadlines.
 SHORT_QUEUE: Final = 32
+#: The simulated case of `scheduling_cases.overload`, four times as fast.
 MIXES: Final = (
-    Mix("interactive", 0.7, 1000, 3000, tokens_mean=40, tokens_sigma=0.8, tokens_max=256),
-    Mix("batch", 0.3, 2500, 7500, tokens_mean=40, tokens_sigma=0.8, tokens_max=256),
+    Mix("interactive", 0.75, 1000, 2500, tokens_mean=40, tokens_sigma=0.8, tokens_max=256),
+    Mix("batch", 0.25, 2000, 5000, tokens_mean=40, tokens_sigma=0.8, tokens_max=256),
 )
 #: After this long every deadline has passed.
 TAIL_S: Final = 8.0
