@@ -127,7 +127,7 @@ def inversion(mode: str) -> Scenario:
             "progress_ms": 250,
             "pools": {"pool": {"replicas": 4, "slots": 4}},
             "scheduler": {
-                "preemption": {"mode": mode, "max_per_min": 120},
+                "preemption": {"mode": mode, "max_per_min": 120, "per_task_max": 4},
                 "classes": {"interactive": {"weight": 8, "capacity": 500}, "batch": {"weight": 1, "capacity": 500}},
             },
             "workloads": [
