@@ -4,7 +4,6 @@ import os
 import random
 import subprocess
 import sys
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +71,7 @@ class History:
     """A scheduler driven by a seeded random script; keeps what it told and what it heard."""
 
     def __init__(self, settings_: SchedulerConfig, seed: int) -> None:
+        self.config = settings_
         self.scheduler = Scheduler(settings_)
         self.random = random.Random(seed)
         self.now_ms = 1_000
@@ -92,6 +92,13 @@ class History:
         self.heard.append(commands)
         self.running += [(c.task_id, c.attempt, c.replica_id) for c in commands if isinstance(c, Start)]
         return commands
+
+    def twin(self) -> Scheduler:
+        """Another scheduler in the same state: one that was told the same."""
+        other = Scheduler(self.config)
+        for now_ns, event in self.told:
+            other.step(now_ns, event)
+        return other
 
     def submit(self, **over: Any) -> list[AnyCommand]:
         self.count += 1
@@ -225,7 +232,7 @@ def test_to_preempt_and_go_on_is_as_if_nothing_had_happened(
     victim = started[0].task_id
     history.now_ms += wait_ms
     history.tell(TokensProgressed(victim, 1, made, made * 31))
-    plain, touched = deepcopy(history.scheduler), history.scheduler
+    plain, touched = history.twin(), history.scheduler
     state = touched.state
     state.begin_step(history.now_ms * MS)
     state.tasks[victim].preemptions += 1
