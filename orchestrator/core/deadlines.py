@@ -36,7 +36,8 @@ def refusal(home: ReplicaSet, record: TaskRecord, now_ns: int) -> ErrorInfo | No
     if not home.policy.on_time_percent_min:
         return None
     if not is_likely(home, seen):
-        reason = f"it would start in about {seen.start_ms} ms and is {seen.chance:.0%} sure to end in time"
+        start = f"in about {seen.start_ms} ms" if seen.start_ms else "at once"
+        reason = f"it would start {start} and is {seen.chance:.0%} sure to end in time"
     elif first_harmed(home, record, now_ns, task.deadline_ms) is not None:
         reason = "tasks that were promised their deadlines would become late"
     else:
