@@ -154,11 +154,15 @@ def configuration(directory: Path) -> dict[str, Any]:
     model_file = directory / "fake.gguf"
     model_file.write_bytes(b"a fake model for fake engines\n")
     slow = "--fake-token-ms 20"
+    # What is full is shown by tasks that are much longer than their deadlines; the oldest gives way.
+    patient = {"on_time_percent_min": 0, "eviction": "lru"}
+    small = {"model": SMALL_QUEUE_MODEL, "queue": {"capacity": 2}, "admission": patient}
+    shed = {"queue": {"capacity": 2, "full_policy": "shed-low-priority"}, "admission": patient}
     return {
         "pools": [
             {"id": "real", "engine": "llamacpp", "model": MODEL, "accelerator": "cpu-dev", "slots": 4, "replicas": 2},
-            fake_pool("small", model_file, binary, slow, model=SMALL_QUEUE_MODEL, queue={"capacity": 2}),
-            fake_pool("shed", model_file, binary, slow, queue={"capacity": 2, "full_policy": "shed-low-priority"}),
+            fake_pool("small", model_file, binary, slow, **small),
+            fake_pool("shed", model_file, binary, slow, **shed),
             fake_pool("fragile", model_file, binary, slow, slots=4),
             fake_pool("stalling", model_file, binary, "--fake-stall-after 20", timeouts={"idle_ms": 1000}),
             {

@@ -276,7 +276,7 @@ REFUSED = [
         400,
         body(35, deadline_ms=1, max_tokens=1500),
         response=envelope(
-            "DEADLINE_UNMET", engine="llamacpp", retriable=True, earliest_deadline_ms=match.int(5900, min=2)
+            "DEADLINE_UNMET", engine="llamacpp", retriable=False, earliest_deadline_ms=match.int(5900, min=2)
         ),
     ),
     *(

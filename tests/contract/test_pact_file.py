@@ -41,7 +41,7 @@ class FakePools(FakeGateway):
         if task.ctx > 2048:
             raise OrchError(ErrorInfo("INVALID_PARAMS", "Too much context.", task.engine, retriable=False))
         if task.deadline_ms == 1:
-            late = ErrorInfo("DEADLINE_UNMET", "Too late.", task.engine, retriable=True, earliest_deadline_ms=5900)
+            late = ErrorInfo("DEADLINE_UNMET", "Too late.", task.engine, retriable=False, earliest_deadline_ms=5900)
             raise OrchError(late)
         if task.model_ref == SMALL_QUEUE_MODEL:
             self._make_room(task)
