@@ -235,7 +235,8 @@ def main() -> int:
     if options.real:
         from benchmarks import overload_real
 
-        return max(overload_real.main([]), 1 if missed else 0)
+        flags = [*(["--check"] if options.check else []), *(["--quick"] if options.quick else [])]
+        return max(overload_real.main(flags), 1 if missed else 0)
     return 1 if missed else 0
 
 

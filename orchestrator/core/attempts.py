@@ -68,7 +68,7 @@ def released(state: State, event: SlotReleased) -> None:
 
 
 def stop_timed_out(state: State, record: TaskRecord) -> None:
-    """A `Stop` went unanswered: end the task; its slot stays occupied until the replica frees it or is gone."""
+    """A `Stop` went unanswered: it counts as done; the slot stays taken until the replica frees it or is gone."""
     _let_go(record)
     _stopped(state, record, _last_heard(record))
 

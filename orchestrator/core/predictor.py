@@ -22,8 +22,6 @@ LOAD_NS_GUESS: Final = 10_000_000_000
 LOAD_MEMORY: Final = 8
 BYTES_PER_TOKEN_GUESS: Final = 4.0
 COST_TOKENS_GUESS: Final = 256.0
-#: Relative spread of the slot time while under two tasks have been served: that of an exponential distribution.
-SLOT_SPREAD_GUESS: Final = 1.0
 #: Standard deviation of any start and end, whatever the wait: timers, network, steps of the engine.
 JITTER_NS: Final = 20_000_000.0
 #: So many standard deviations from certain, a chance is told as 1 or 0.
@@ -53,7 +51,6 @@ class Predictor:
         self._decode = Quotient()
         self._prefill = Line()
         self._slot = Quotient()
-        self._slot_variance = 0.0
         self._bytes = Quotient()
         self._lengths = LengthTable()
         self._hints: OrderedDict[str, Ratio] = OrderedDict()
@@ -96,11 +93,7 @@ class Predictor:
             self._prefill.learn(tokens_in - tokens_cached if tokens_in > tokens_cached else 1, first_token_ns)
         if prompt_bytes > 0 and tokens_in > 0:
             self._bytes.learn(prompt_bytes, tokens_in)
-        slot = self._slot
-        off = slot_ns - slot.over
-        slot.learn(slot_ns, tokens_in + tokens_out or 1)
-        rate = 1.0 / slot.samples
-        self._slot_variance = (1.0 - rate) * (self._slot_variance + rate * off * off)
+        self._slot.learn(slot_ns, tokens_in + tokens_out or 1)
         self._reckon()
         self._lengths.add(tenant, workload, tokens_out, hit_limit)
         if hint is not None and hint > 0:
@@ -131,13 +124,6 @@ class Predictor:
     def mean_cost(self) -> float:
         """Mean cost tokens of a task: prompt and output."""
         return self._slot.under or COST_TOKENS_GUESS
-
-    @property
-    def slot_spread(self) -> float:
-        """Standard deviation of a task's slot time, as a part of its mean."""
-        if self._slot.samples < 2 or self._slot.over <= 0.0:
-            return SLOT_SPREAD_GUESS
-        return sqrt(self._slot_variance) / self._slot.over
 
     def prefill_ns(self, prompt_tokens: int) -> int:
         """Time to the first output token, with `prompt_tokens` to be processed for it."""

@@ -217,10 +217,6 @@ class Sessions:
             session.replica_id = replica_id
             self._residency.touch(replica_id, session.key, kv_tokens)
 
-    def is_warm(self, session: Session, replica_id: str) -> bool:
-        """Whether the replica should still hold KV of the session."""
-        return self._residency.tokens(replica_id, session.key) > 0
-
     # -- parts
 
     def _refresh(self, now_ns: int, session: Session) -> None:

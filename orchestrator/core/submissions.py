@@ -171,6 +171,10 @@ def measured(state: State, event: PromptMeasured) -> None:
         withdraw(state, record, error)
         return
     stop_measuring(record)
+    # A tenant without live tasks may have been forgotten meanwhile: two accounts would be twice its quota.
+    quota = state.quotas.tenant(record.task.tenant)
+    assert quota is not None, f"tenant {record.task.tenant} was known before the measurement"
+    record.quota = quota
     record.home.counted(record, event.prompt_tokens)
     # It has held its place; only what it costs is known better now.
     if _let_in(state, record, needs_place=False):

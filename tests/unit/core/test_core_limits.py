@@ -7,8 +7,9 @@ import pytest
 from contracts.errors import ErrorInfo
 from contracts.policies import BudgetPolicy, RatePolicy, SessionPolicy, TenantPolicy
 from contracts.scheduling import Admit, AnswerClose, Reject, SessionCloseRequested, Start
+from orchestrator.core import quotas
 from orchestrator.core.digest import accounts
-from tests.unit.core.core_kit import Core, ended, of, one, queue, replica, replica_set
+from tests.unit.core.core_kit import Core, ended, of, one, queue, replica, replica_set, started
 
 
 def core(*tenants: TenantPolicy, slots: int = 4, **more: Any) -> Core:
@@ -152,3 +153,16 @@ def test_a_task_that_never_ran_gives_its_reservation_back() -> None:
     made.submit("a", max_tokens=50)
     made.cancel("a")
     assert of(made.submit("b", max_tokens=50), Admit)
+
+
+@pytest.mark.req("ORCH-3036", "ORCH-3077")
+def test_a_tenant_forgotten_while_its_prompt_is_measured_keeps_one_account() -> None:
+    core = Core(ready=(replica(slots=4),), tenants=(TenantPolicy("acme", max_concurrent=1),))
+    core.submit("counted", templated=True)
+    # So many others come that a tenant without a live task is dropped from the table.
+    for n in range(quotas.ENTRIES_MAX):
+        core.scheduler.state.quotas.tenant(f"passing{n}")
+    core.submit("other", tenant="other")
+    assert started(core.measured("counted", 5)) == [("counted", 1, "r0")]
+    assert started(core.submit("second")) == []
+    assert started(core.tell(ended("counted"))) == [("second", 1, "r0")]

@@ -42,11 +42,10 @@ def test_a_session_ends_a_while_after_its_last_activity_and_starts_anew() -> Non
     assert sessions.ttl_left_ns(5 + TTL_NS - 1, first) == 1
     assert sessions.find(5 + TTL_NS, *KEY) is None
     assert (first.turns, first.replica_id, first.used_tokens) == (1, "r0", 10)
-    assert sessions.is_warm(first, "r0")
+    assert residency.where(first.key) == "r0"
     again = sessions.open(5 + TTL_NS, *KEY)
     assert again is not first
     assert (again.turns, again.replica_id, again.used_tokens) == (0, "", 0)
-    assert not sessions.is_warm(again, "r0")
     assert residency.where(KEY) == ""
 
 
@@ -86,7 +85,7 @@ def test_after_so_many_turns_the_kv_is_given_up_and_the_budget_stays() -> None:
     sessions.turn_served(0, session, "r0", 60)
     end(sessions, session)
     assert (session.turns, session.replica_id) == (0, "")
-    assert not sessions.is_warm(session, "r0")
+    assert residency.where(session.key) == ""
     assert residency.used_permille("r0") == 0
     assert sessions.budgets(session) == Budgets(tokens=70)
 
@@ -97,10 +96,10 @@ def test_a_session_served_elsewhere_is_warm_there_alone() -> None:
     session = start(sessions)
     sessions.turn_served(0, session, "r0", 50)
     sessions.turn_served(0, session, "r1", 70)
-    assert (sessions.is_warm(session, "r0"), sessions.is_warm(session, "r1")) == (False, True)
+    assert residency.where(session.key) == "r1"
     assert (residency.used_permille("r0"), residency.used_permille("r1")) == (0, 70)
     residency.remove_replica("r1")
-    assert not sessions.is_warm(session, "r1")
+    assert residency.where(session.key) == ""
     assert session.replica_id == "r1"
 
 
