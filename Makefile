@@ -12,11 +12,12 @@ BIN := $(VENV)/bin
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
 ARGS ?=
 
-.PHONY: help run test check bench bench-core compiled wheel-compiled test-compiled schema trace format lock setup setup-dev clean
+.PHONY: help run test test-pools check bench bench-core compiled wheel-compiled test-compiled schema trace format lock setup setup-dev clean
 
 help:
 	@echo 'make run [ARGS="--config FILE"]   start the cluster (a small real model by default)'
 	@echo 'make test [ARGS="-k WORD"]        run every test, with the real engine'
+	@echo 'make test-pools [ARGS=...]        kill, drain, reload and roll pools on several raylets with fake GPUs'
 	@echo 'make check                        format, lint, types, imports, architecture: under a minute'
 	@echo 'make bench                        what the queue adds over the bare engine'
 	@echo 'make bench-core [ARGS=--compiled] how fast the scheduler decides'
@@ -32,6 +33,9 @@ run: $(VENV)/.stamp-runtime
 test: $(VENV)/.stamp-dev
 	@$(BIN)/python -m adapters.llamacpp
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-pools: $(VENV)/.stamp-dev
+	@$(BIN)/python -m pytest -p no:schemathesis --timeout 300 tests/pools $(ARGS)
 
 check: $(VENV)/.stamp-dev
 	@$(BIN)/ruff format --check --quiet .

@@ -1,5 +1,7 @@
 """One engine process: started with its parent's fate tied to it, watched, drained, ended.
 
+What it writes to stderr is freed of secrets before it is kept (OC-CTRL-2041).
+
 Works on any event loop and in any thread: the exit is watched through a pidfd, stderr through
 the loop's reader. The child stays in the parent's process group, so that whatever ends the group
 ends it too (ORCH-3001).
@@ -16,8 +18,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from adapters.oom_kills import oom_kills
+from adapters.redaction import redact, secret_values
+
 STDERR_LINES_MAX: Final = 50
-STDERR_LINE_BYTES_MAX: Final = 1000
+STDERR_LINE_CHARS_MAX: Final = 1000
+#: More of a line is read than is kept, so that no secret is cut in two before it is looked for.
+_LINE_BYTES_MAX: Final = 8192
 _READ_BYTES: Final = 65536
 _STOP_GRACE_MS: Final = 3000
 
@@ -30,14 +37,23 @@ def bound_to_this_process(argv: Sequence[str]) -> list[str]:
 
 
 class ChildProcess:
-    """A started process. `status` is its exit status once it has ended (negative: signal)."""
+    """A started process. `status` is its exit status once it has ended (negative: signal).
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        """Start `argv`. Must be called in the thread of a running event loop that outlives the child."""
+    `oom_killed` says whether the kernel killed a process for want of memory meanwhile (ORCH-3039).
+    """
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], secrets: Sequence[str] = ()) -> None:
+        """Start `argv`. Must be called in the thread of a running event loop that outlives the child.
+
+        `secrets`, and those that `env` names as such, are taken out of what the process says.
+        """
         self._loop = asyncio.get_running_loop()
+        self._secrets = (*secrets, *secret_values(env))
         self._tail: deque[str] = deque(maxlen=STDERR_LINES_MAX)
         self._line = b""
         self._exited = asyncio.Event()
+        self._oom_kills_before = oom_kills()
+        self.oom_killed = False
         self.status: int | None = None
         self._process = subprocess.Popen(
             bound_to_this_process(argv),
@@ -87,19 +103,24 @@ class ChildProcess:
         if not data:
             self._loop.remove_reader(self._stderr_fd)
             return
+        self._split(data)
+
+    def _split(self, data: bytes) -> None:
         *lines, rest = (self._line + data).split(b"\n")
-        self._line = rest[-STDERR_LINE_BYTES_MAX:]
+        # Of a line without an end its beginning is kept.
+        self._line = rest[:_LINE_BYTES_MAX]
         for line in lines:
             self._keep(line)
 
     def _keep(self, line: bytes) -> None:
-        text = line[:STDERR_LINE_BYTES_MAX].decode(errors="replace").strip()
+        text = redact(line[:_LINE_BYTES_MAX].decode(errors="replace").strip(), self._secrets)
         if text:
-            self._tail.append(text)
+            self._tail.append(text[:STDERR_LINE_CHARS_MAX])
 
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._pidfd)
         self.status = self._process.wait()
+        self.oom_killed = oom_kills() > self._oom_kills_before
         # What it wrote last is still in the pipe; a bounded number of reads empties it.
         self._loop.remove_reader(self._stderr_fd)
         with contextlib.suppress(OSError):
@@ -107,9 +128,7 @@ class ChildProcess:
                 data = os.read(self._stderr_fd, _READ_BYTES)
                 if not data:
                     break
-                *lines, self._line = (self._line + data).split(b"\n")
-                for line in lines:
-                    self._keep(line)
+                self._split(data)
         self._keep(self._line)
         assert self._process.stderr is not None
         self._process.stderr.close()

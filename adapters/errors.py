@@ -1,9 +1,27 @@
 """How adapters make their errors."""
 
-from contracts.engine import EngineError
+from contracts.engine import EngineError, EngineSpec
 from contracts.errors import ErrorCode, ErrorInfo
+from contracts.pools import FaultKind
 
 
-def engine_error(code: ErrorCode, message: str, *, engine: str, retriable: bool) -> EngineError:
-    """An `EngineError` to raise, naming the engine and saying whether trying again can help (ORCH-3025)."""
-    return EngineError(ErrorInfo(code=code, message=message, engine=engine, retriable=retriable))
+def engine_error(
+    code: ErrorCode,
+    message: str,
+    *,
+    engine: str,
+    retriable: bool,
+    kind: FaultKind = "launch",
+    stderr_tail: tuple[str, ...] = (),
+) -> EngineError:
+    """An `EngineError` to raise, naming the engine and saying whether trying again can help (ORCH-3025).
+
+    `kind` and `stderr_tail` matter where the error comes from bringing an engine up.
+    """
+    return EngineError(ErrorInfo(code=code, message=message, engine=engine, retriable=retriable), kind, stderr_tail)
+
+
+def model_error(spec: EngineSpec, reason: str, remedy: str) -> EngineError:
+    """The model that a pool names cannot be served from this node; its file may be put right (ORCH-3003)."""
+    message = f"pool {spec.pool_id} cannot load its model on this node: {reason}; {remedy}"
+    return engine_error("POOL_UNREADY", message, engine=spec.engine, retriable=True, kind="model")

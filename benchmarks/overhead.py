@@ -34,6 +34,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path[:] = [str(ROOT), *(place for place in sys.path if place not in (str(ROOT), str(ROOT / "benchmarks")))]
 
 from adapters.testing.fake_llama_server import free_port, write_fake_binary  # noqa: E402
+from adapters.testing.fake_model import write_fake_model  # noqa: E402
 from benchmarks.limits import load_limits, shortfalls  # noqa: E402
 from benchmarks.load import Job, Result, Target  # noqa: E402
 from benchmarks.processes import CpuMeter  # noqa: E402
@@ -192,8 +193,7 @@ class Bench:
 
 def configuration(directory: Path, ingress_replicas: int) -> config.Config:
     """One pool per fake engine."""
-    model = directory / "model.gguf"
-    model.write_bytes(b"GGUF fake")
+    model = write_fake_model(directory / "model.gguf")
     pools = []
     for name, options in ENGINES.items():
         place = directory / name

@@ -30,6 +30,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path[:] = [str(ROOT), *(place for place in sys.path if place not in (str(ROOT), str(ROOT / "benchmarks")))]
 
 from adapters.testing.fake_llama_server import BUILD_INFO, free_port, write_fake_binary  # noqa: E402
+from adapters.testing.fake_model import write_fake_model  # noqa: E402
 from benchmarks.limits import load_limits, shortfalls  # noqa: E402
 from benchmarks.overhead import wait_for  # noqa: E402
 from benchmarks.overload_load import Arrival, Ending, Mix, OpenLoop, check_text, plan  # noqa: E402
@@ -103,8 +104,7 @@ PREEMPTION: Final[dict[str, dict[str, Any]]] = {
 
 def configuration(directory: Path) -> config.Config:
     """One pool, and so one replica set, for each policy; all on the same fake engine."""
-    model = directory / "model.gguf"
-    model.write_bytes(b"GGUF fake")
+    model = write_fake_model(directory / "model.gguf")
     binary = write_fake_binary(directory, "--fake-first-token-ms", str(TOKEN_MS), "--fake-token-ms", str(TOKEN_MS))
 
     def pool(name: str, settings: dict[str, Any], slots: int, replicas: int) -> dict[str, Any]:

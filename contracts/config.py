@@ -11,6 +11,7 @@ from pydantic import Field
 
 from contracts.api import Engine
 from contracts.config_base import Identifier, PercentOfSome, PositiveInt, Rate, Section
+from contracts.config_pools import Digest, DrainMs, LeaseConfig, ModelConfig, RestartConfig, ScalingConfig
 from contracts.config_scheduling import AdmissionConfig, PreemptionConfig, PriceConfig, RateConfig, SessionsConfig
 from contracts.errors import PolicyLabel
 
@@ -46,16 +47,21 @@ class PoolConfig(Section):
     model_path: Path | None = Field(
         None, description="model file; left out: the bundled development model of that name"
     )
+    model_digest: Digest | None = Field(None, description="the model file is refused unless it has this digest")
     quant: str | None = None
     ctx: PositiveInt = 2048
     slots: PositiveInt = 4
-    replicas: PositiveInt = 1
+    replicas: Annotated[int, Field(ge=0)] = Field(1, description="0: none until `scaling` brings one")
+    scaling: ScalingConfig | None = Field(None, description="left out: the pool keeps `replicas`")
     accelerator: Literal["gpu", "cpu-dev"] = Field(
         "gpu", description="`cpu-dev` is the explicit development carve-out (ORCH-1101)"
     )
     devices: list[Annotated[int, Field(ge=0)]] = Field([])
-    tensor_split: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(None, description="from a later release")
-    zone: Identifier | None = Field(None, description="where the pool's machines stand")
+    tensor_split: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(
+        None, description="share of the model that each device takes; left out: the devices are alike (ORCH-3012)"
+    )
+    numa: bool = Field(True, description="bind engines to the NUMA node of their GPUs, where numactl is there")
+    zone: Identifier | None = Field(None, description="the only zone in which the pool's replicas may stand")
     canary_percent: PercentOfSome | None = Field(
         None, description="share of sessions that this pool serves; left out: what the set's canaries leave"
     )
@@ -67,6 +73,9 @@ class PoolConfig(Section):
     admission: AdmissionConfig = AdmissionConfig()
     preemption: PreemptionConfig = PreemptionConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
+    restart: RestartConfig = RestartConfig()
+    drain_ms: DrainMs = Field(300_000, description="how long replicas that are replaced may finish their work")
+    reload_timeout_ms: PositiveInt = Field(600_000, description="how long a reload's new replicas may take to be Ready")
     engine_options: EngineOptions = EngineOptions()
 
 
@@ -130,6 +139,8 @@ class Config(Section):
     """The whole file. `unknown_fields: compat` logs unknown fields instead of refusing them (ORCH-3030)."""
 
     pools: list[PoolConfig] = Field(min_length=1)
+    models: list[ModelConfig] = Field([], description="what pools may be reloaded to, besides their own models")
+    lease: LeaseConfig = LeaseConfig()
     catalog: CatalogConfig = Field(CatalogConfig(), description="from a later release")
     auth: AuthConfig = AuthConfig()
     server: ServerConfig = ServerConfig()

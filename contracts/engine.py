@@ -11,6 +11,8 @@ from msgspec import Struct
 
 from contracts.api import Message, Sampling
 from contracts.errors import ErrorInfo
+from contracts.gpus import MemoryNeed
+from contracts.pools import FaultKind
 
 
 class GenerateRequest(Struct, frozen=True, omit_defaults=True):
@@ -51,7 +53,10 @@ class EngineSpec(Struct, frozen=True):
     """What to run: one engine, one model, one device mask.
 
     `binary` and `model_path` are resolved file paths; `args` are extra command-line arguments.
-    `zone` is where the replica stands.
+    `model_digest` (`sha256:<hex>`, empty: any) is what the model's file must have. `zone` is where the replica
+    stands. `devices` is the mask as GPU indices of the node, `gpu_uuids` the same GPUs as the engine must see
+    them, and `tensor_split` the share of the model that each takes (ORCH-3012). `command_prefix` goes before
+    the engine's own command line (an absolute path first), to bind it to a NUMA node, where `numa` allows it.
     """
 
     engine: str
@@ -68,6 +73,13 @@ class EngineSpec(Struct, frozen=True):
     devices: tuple[str, ...] = ()
     ready_timeout_ms: int = 120_000
     zone: str = ""
+    model_digest: str = ""
+    gpu_uuids: tuple[str, ...] = ()
+    tensor_split: tuple[float, ...] = ()
+    command_prefix: tuple[str, ...] = ()
+    incarnation: int = 0
+    model_ref: str = ""
+    numa: bool = True
 
 
 class EngineProperties(Struct, frozen=True):
@@ -100,22 +112,34 @@ class EngineMetrics(Struct, frozen=True):
 
 
 class EngineExit(Struct, frozen=True):
-    """How an engine process ended: exit status (negative: signal) and its last stderr lines."""
+    """How an engine process ended: exit status (negative: signal), its last stderr lines, and what that means."""
 
     status: int
     stderr_tail: tuple[str, ...] = ()
+    kind: FaultKind = "exit"
 
 
 class EngineError(Exception):
-    """An engine refused or failed; `info` is what a client may see."""
+    """An engine refused or failed; `info` is what a client may see.
 
-    def __init__(self, info: ErrorInfo) -> None:
+    `kind` says what to make of it when it comes from bringing the engine up, `stderr_tail` what the engine said last.
+    """
+
+    def __init__(self, info: ErrorInfo, kind: FaultKind = "launch", stderr_tail: tuple[str, ...] = ()) -> None:
         super().__init__(f"{info.code}: {info.message}")
         self.info = info
+        self.kind = kind
+        self.stderr_tail = stderr_tail
 
 
 class EngineAdapter(Protocol):
     """One engine process behind the protocol. Methods are coroutines of one event loop."""
+
+    async def memory_need(self) -> MemoryNeed:
+        """What the engine will take, reckoned from the model's file and the spec before anything is launched.
+
+        Raises EngineError (POOL_UNREADY, kind `model`) for a model that is missing, unreadable or another one.
+        """
 
     async def launch(self) -> None:
         """Start the process and return when it answers its health check.

@@ -1,14 +1,18 @@
 """All that the ingress knows of the cluster."""
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Final, Literal, Protocol
 
 from msgspec import Struct
 
 from contracts.api import Admission, End, Metrics, Session, Started, TaskStatus, Token
+from contracts.control import Capabilities, DrainRequest, PoolHealth, ReloadRequest, ReplicaSetStatus
 from contracts.engine import GenerateRequest
 from contracts.errors import ErrorInfo
 from contracts.tasks import TaskInfo
+
+#: What a pool's id looks like, in the configuration and in paths.
+POOL_ID_PATTERN: Final = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 
 class Tokens(Struct, frozen=True, gc=False):
@@ -31,6 +35,13 @@ class Readiness(Struct, frozen=True):
     pools: dict[str, str]
 
 
+class PoolAccepted(Struct, frozen=True):
+    """Body of a control request's 202: it was taken on. How it goes on is told by the pool's health."""
+
+    pool_id: str
+    status: Literal["accepted"] = "accepted"
+
+
 class EventSource(Protocol):
     """Events of one task, in order; `aclose` releases what the stream holds, read or not."""
 
@@ -41,7 +52,36 @@ class EventSource(Protocol):
     async def aclose(self) -> None: ...
 
 
-class Gateway(Protocol):
+class PoolGateway(Protocol):
+    """The control plane: look at pools and replica sets, drain and reload pools. Methods raise `OrchError`.
+
+    Those that change something return once it is taken on. NOT_FOUND names the pools that there are; CONFLICT
+    says what is under way, or that there is nothing to do.
+    """
+
+    async def pool_health(self, pool_id: str) -> PoolHealth:
+        """How a pool and its replicas are (ORCH-2103)."""
+
+    async def drain_pool(self, pool_id: str, request: DrainRequest) -> None:
+        """Empty a pool and stop it (ORCH-2101)."""
+
+    async def reload_pool(self, pool_id: str, request: ReloadRequest) -> None:
+        """Have a pool serve another model (ORCH-2102)."""
+
+    async def promote_pool(self, pool_id: str) -> None:
+        """Have a pool's canary take over (ORCH-3033)."""
+
+    async def rollback_pool(self, pool_id: str) -> None:
+        """Undo a pool's last reload (ORCH-3033)."""
+
+    async def replica_sets(self) -> list[ReplicaSetStatus]:
+        """Load and objectives of every replica set (ORCH-2104)."""
+
+    async def capabilities(self) -> Capabilities:
+        """What the engines here can serve (ORCH-3095)."""
+
+
+class Gateway(PoolGateway, Protocol):
     """Submit, stream, cancel and look at tasks, look at and end sessions. Methods raise `OrchError`."""
 
     async def submit(self, task: TaskInfo, request: GenerateRequest) -> Admission:

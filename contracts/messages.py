@@ -11,13 +11,21 @@ from msgspec import Struct
 
 from contracts import scheduling as core
 from contracts.api import Admission, Metrics, Session, TaskStatus
+from contracts.base import Frame
+from contracts.control_messages import (
+    CapabilitiesReport,
+    FromManager,
+    GetCapabilities,
+    GetPoolHealth,
+    GetReplicaSets,
+    PoolHealthReport,
+    PoolRequest,
+    ReplicaSetsReport,
+)
 from contracts.errors import ErrorInfo
+from contracts.gpus import GpuCounts, GpuReading
+from contracts.pools import LeaseRenewed, ReplicaFaulted
 from contracts.tasks import Outcome, ReplicaInfo, TaskInfo
-
-
-class Frame(Struct, frozen=True, tag=True, gc=False):
-    """Base of every channel message."""
-
 
 # ------------------------------------------------------------- ingress to scheduler
 
@@ -223,6 +231,13 @@ class RegisterReplica(Frame, frozen=True, gc=False):
     replica_id: str
     pool_id: str
     endpoint: Endpoint
+    incarnation: int = 0
+
+
+class Launch(Frame, frozen=True, gc=False):
+    """Bring the engine up, ending the one that runs, to serve `slots` attempts at once."""
+
+    slots: int
 
 
 class AttemptTranscript(Frame, frozen=True, gc=False):
@@ -270,10 +285,13 @@ class Refused(Frame, frozen=True, gc=False):
 
 
 class EngineGauges(Frame, frozen=True, gc=False):
-    """A periodic scrape of the engine's own gauges, for the metrics page."""
+    """A periodic scrape of the engine's own gauges and of the replica's GPUs and host, for the metrics page."""
 
     replica_id: str
     kv_cache_usage_ratio: float | None
+    gpus: tuple[GpuReading, ...] = ()
+    gpu_counts: GpuCounts = GpuCounts()
+    host_ram_used_bytes: int | None = None
 
 
 # --------------------------------------------------------------- ingress and replica
@@ -333,6 +351,13 @@ ToScheduler = (
     | AttemptTranscript
     | ResumeMismatch
     | EngineGauges
+    | GetPoolHealth
+    | GetReplicaSets
+    | GetCapabilities
+    | PoolRequest
+    | FromManager
+    | LeaseRenewed
+    | ReplicaFaulted
     | core.PromptMeasured
     | core.ReplicaLoading
     | core.ReplicaReady
@@ -351,6 +376,9 @@ ToIngress = (
     | Transcript
     | MetricsText
     | ReadinessReport
+    | PoolHealthReport
+    | ReplicaSetsReport
+    | CapabilitiesReport
     | TaskStarted
     | TaskPaused
     | TaskPlan
@@ -358,6 +386,6 @@ ToIngress = (
     | TokenBatch
     | StreamOver
 )
-ToReplica = StartAttempt | StopAttempt | Measure | Refused | Subscribe | Credit | Unsubscribe
+ToReplica = StartAttempt | StopAttempt | Measure | Launch | Refused | Subscribe | Credit | Unsubscribe
 
 encode = msgspec.msgpack.Encoder().encode

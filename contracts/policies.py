@@ -38,15 +38,58 @@ class QueuePolicy(Struct, frozen=True):
     slo_first_token_ms: int | None = None
 
 
+class ScalingPolicy(Struct, frozen=True):
+    """How many replicas a pool keeps; fixed where both bounds are equal.
+
+    One more is wanted when the predicted wait has been over `target_wait_ms` for `up_after_ms`, one fewer when
+    the rest would have done for `down_after_ms`. With `replicas_min` 0 an idle pool gives up all of them after
+    `down_after_ms`, and its queue is the waiting room.
+    """
+
+    replicas_min: int
+    replicas_max: int
+    replicas: int
+    target_wait_ms: int = 2_000
+    up_after_ms: int = 3_000
+    down_after_ms: int = 120_000
+
+
+class RestartPolicy(Struct, frozen=True):
+    """How a failed launch is tried again (ORCH-3053).
+
+    The wait doubles from `backoff_min_ms` to `backoff_max_ms`, plus up to `jitter_percent` of it; it starts over
+    once a replica served for `stable_after_ms`. After `breaker_failures` failures of the pool in a row without
+    any success, only one of its replicas is tried at a time, at the longest wait.
+    """
+
+    backoff_min_ms: int = 500
+    backoff_max_ms: int = 60_000
+    jitter_percent: int = 20
+    stable_after_ms: int = 60_000
+    breaker_failures: int = 5
+
+
 class PoolPolicy(Struct, frozen=True):
     """One pool of a replica set. `devices` is its mask: a replica on any other device is refused (ORCH-3011).
 
     `canary_percent` is the share of sessions that this pool serves; None: it takes what the others leave.
+    `scaling` None: nobody orders its replicas, whichever registers is taken. `model_ref` is the model it starts
+    with, `slots` what each replica serves at once, `zone` the only zone it may stand in.
+    `drain_ms` is how long replicas that a reload or a fault replaces may finish their work, `reload_timeout_ms`
+    how long new ones may take to be Ready.
     """
 
     pool_id: str
     devices: tuple[str, ...] = ()
     canary_percent: int | None = None
+    scaling: ScalingPolicy | None = None
+    restart: RestartPolicy = RestartPolicy()
+    model_ref: str = ""
+    slots: int = 1
+    accelerator: str = "gpu"
+    zone: str = ""
+    drain_ms: int = 300_000
+    reload_timeout_ms: int = 600_000
 
 
 class PreemptionPolicy(Struct, frozen=True):
@@ -145,10 +188,19 @@ class ResultPolicy(Struct, frozen=True):
     bytes_max: int
 
 
+class LeasePolicy(Struct, frozen=True):
+    """A replica that was not heard of for `ttl_ms` is sent nothing more; after `lost_ms` it counts as gone."""
+
+    ttl_ms: int = 2_500
+    lost_ms: int = 15_000
+
+
 class SchedulerConfig(Struct, frozen=True):
     """All of it. `tenants` without an entry get `default_tenant`, or are refused where that is None.
 
     `clients` are the rates of API keys by name; a key without an entry has `default_client`.
+    `models` names, per engine, what pools may be reloaded to. Without `lease` replicas need none.
+    `jitter_seed` spreads the restarts of this service (the core draws no random numbers).
     """
 
     sets: tuple[SetPolicy, ...]
@@ -158,3 +210,6 @@ class SchedulerConfig(Struct, frozen=True):
     clients: dict[str, RatePolicy] = {}
     default_client: RatePolicy | None = None
     sessions: SessionPolicy = SessionPolicy()
+    models: dict[str, tuple[str, ...]] = {}
+    lease: LeasePolicy | None = None
+    jitter_seed: int = 0

@@ -7,16 +7,12 @@ core's input, the channel's message and the journal's record. Instants are integ
 
 from typing import Literal
 
-from msgspec import Struct
-
+from contracts.base import Command, Event
 from contracts.errors import ErrorInfo
+from contracts.pools import FaultKind, PoolCommand, PoolEvent
 from contracts.tasks import Budgets, Outcome, ReplicaInfo, TaskInfo
 
 # -------------------------------------------------------------------------- events
-
-
-class Event(Struct, frozen=True, tag=True, gc=False):
-    """Something that happened; told to the core once, with the time it was learnt."""
 
 
 class TaskSubmitted(Event, frozen=True, gc=False):
@@ -44,10 +40,14 @@ class CancelRequested(Event, frozen=True, gc=False):
 
 
 class ReplicaLoading(Event, frozen=True, gc=False):
-    """A replica exists and is bringing its engine up; not dispatchable yet."""
+    """A replica exists and is bringing its engine up, or waits to be told to; not dispatchable yet.
+
+    `incarnation` is that of the order it was made for.
+    """
 
     replica_id: str
     pool_id: str
+    incarnation: int = 0
 
 
 class ReplicaReady(Event, frozen=True, gc=False):
@@ -57,10 +57,15 @@ class ReplicaReady(Event, frozen=True, gc=False):
 
 
 class ReplicaUnready(Event, frozen=True, gc=False):
-    """A replica's engine is down but the replica lives and will bring it up again."""
+    """A replica's engine is down but the replica lives and can bring it up again.
+
+    `stderr` holds the engine's last lines, secrets removed.
+    """
 
     replica_id: str
     reason: str
+    kind: FaultKind = "exit"
+    stderr: tuple[str, ...] = ()
 
 
 class ReplicaLost(Event, frozen=True, gc=False):
@@ -145,18 +150,10 @@ AnyEvent = (
     | ReplicaReported
     | SessionCloseRequested
     | TimerFired
+    | PoolEvent
 )
 
 # ------------------------------------------------------------------------ commands
-
-
-class Command(Struct, frozen=True, tag=True, gc=False):
-    """Something the shell must do. Carries the set's id, so that sets can live on other shards.
-
-    Commands that choose say why in one line: `why` is made of their fields, so it costs nothing unread.
-    """
-
-    set_id: str
 
 
 class Admit(Command, frozen=True, gc=False):
@@ -242,11 +239,14 @@ class Start(Command, frozen=True, gc=False):
         )
 
 
-StopReason = Literal["cancel", "wall", "idle", "preempt"]
+StopReason = Literal["cancel", "wall", "idle", "preempt", "drain"]
 
 
 class Stop(Command, frozen=True, gc=False):
-    """Stop an attempt; answered by `AttemptEnded`. `preempt` does it for task `for_task`."""
+    """Stop an attempt; answered by `AttemptEnded`. `preempt` does it for task `for_task`.
+
+    `drain`: its replica's time is up, the task goes on elsewhere if it can.
+    """
 
     task_id: str
     attempt: int
@@ -258,19 +258,26 @@ class Stop(Command, frozen=True, gc=False):
     def why(self) -> str:
         if self.reason == "preempt":
             return f"preempted: {self.for_task} of a higher class would miss its deadline otherwise"
+        if self.reason == "drain":
+            return f"replica {self.replica_id} is drained and its deadline is over"
         return f"stopped by {self.reason}" if self.reason == "cancel" else f"stopped by the {self.reason} timeout"
 
 
 class Pause(Command, frozen=True, gc=False):
-    """A preempted task waits again; tell whoever listens that it will be resumed where it was (ORCH-3086)."""
+    """A stopped task waits again; tell whoever listens that it will be resumed where it was (ORCH-3086).
+
+    `cause` is what it was stopped for: a more urgent task, or the end of a drain.
+    """
 
     task_id: str
     attempt: int
     predicted_start_ms: int
+    cause: Literal["preempt", "drain"] = "preempt"
 
     @property
     def why(self) -> str:
-        return f"preempted, waits again; resumes in about {self.predicted_start_ms} ms"
+        what = "preempted" if self.cause == "preempt" else "moved off a drained replica"
+        return f"{what}, waits again; resumes in about {self.predicted_start_ms} ms"
 
 
 class Finish(Command, frozen=True, gc=False):
@@ -331,4 +338,5 @@ AnyCommand = (
     | Forget
     | RefuseReplica
     | SetTimer
+    | PoolCommand
 )

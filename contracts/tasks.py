@@ -47,7 +47,8 @@ class ReplicaInfo(Struct, frozen=True):
     `token_ns` is the decode time per token that its self-test measured; the predictor starts
     from it until tasks have been served. `kv_tokens` is how many tokens its KV cache holds (0: each slot
     has its own `ctx`), `kv_token_bytes` the size of one. `keeps_kv` engines find the KV of a session's last
-    turn again. `distance` ranks replicas by topology, near ones first (ORCH-3013).
+    turn again. `distance` ranks replicas by topology, near ones first (ORCH-3013). `gpu_uuids` are the GPUs it
+    really runs on: no two replicas may have one in common.
     """
 
     replica_id: str
@@ -68,6 +69,7 @@ class ReplicaInfo(Struct, frozen=True):
     kv_token_bytes: int = 0
     keeps_kv: bool = False
     distance: int = 0
+    gpu_uuids: tuple[str, ...] = ()
 
 
 class Budgets(Struct, frozen=True, omit_defaults=True):

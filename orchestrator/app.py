@@ -1,7 +1,8 @@
 """The composition root: the only place that knows every part (adapters, ingress, cluster, core).
 
 `deploy` puts a configured service on the Ray cluster this process is connected to;
-`local_service` brings up such a cluster on this machine first.
+`local_service` brings up such a cluster on this machine first. `application` is the same for Serve's own
+configuration files (KubeRay).
 """
 
 import contextlib
@@ -13,37 +14,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from adapters import create_adapter
-from contracts.config import Config, PoolConfig
-from contracts.engine import EngineSpec
+from contracts.config import Config
 from contracts.gateway import Gateway
 from orchestrator.cluster.local import local_ray, prepare
+from orchestrator.configfile import load
 from orchestrator.ingress.frontend import Frontend
 from orchestrator.ingress.settings import IngressSettings, Key
 from orchestrator.sets import scheduler_config
+from orchestrator.specs import spec_for
 
 APP_NAME: Final = "llorch"
-STOP_TIMEOUT_S: Final = 10.0
 
 
-def engine_spec(pool: PoolConfig, index: int) -> EngineSpec:
-    """What replica `index` of a pool runs."""
-    return EngineSpec(
-        engine=pool.engine,
-        pool_id=pool.id,
-        replica_id=f"{pool.id}-{index}",
-        model=pool.model,
-        model_path=str(pool.model_path or ""),
-        ctx=pool.ctx,
-        slots=pool.slots,
-        accelerator=pool.accelerator,
-        sampler_profile_version=pool.sampler_profile_version,
-        binary=str(pool.engine_options.binary or ""),
-        args=tuple(pool.engine_options.args),
-        devices=tuple(str(device) for device in pool.devices),
-        ready_timeout_ms=pool.engine_options.ready_timeout_ms,
-        zone=pool.zone or "",
-    )
+class AlreadyUpError(Exception):
+    """The service is on this cluster already; take it down first to bring it up with another configuration."""
 
 
 def ingress_settings(config: Config) -> IngressSettings:
@@ -66,62 +53,87 @@ def balanced_port(config: Config, port: int) -> int:
 
 
 class Service:
-    """A deployed service: its doors, and the actors that must be stopped in order.
+    """A deployed service and its doors.
 
     `url` is the ingress replicas' own listener on this node, `balanced_url` HAProxy in front of
     the replicas of all nodes.
     """
 
-    def __init__(self, url: str, balanced_url: str, replicas: list[Any]) -> None:
+    def __init__(self, url: str, balanced_url: str) -> None:
         self.url = url
         self.balanced_url = balanced_url
-        self.replicas = replicas
 
     def stop(self) -> None:
         """End the engines, then the ingress; Ray's own end takes the rest."""
-        import ray
-        from ray import serve
-
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.get([replica.stop.remote() for replica in self.replicas], timeout=STOP_TIMEOUT_S)
-        # Ray prints that the controller's last call failed: it was killed on purpose.
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            serve.shutdown()
+        remove_cluster()
 
 
 def deploy(config: Config, *, port: int) -> Service:
-    """Start scheduler, replicas and ingress on the connected Ray cluster; returns when HTTP answers.
+    """Start scheduler, pool manager and ingress on the connected Ray cluster; returns when HTTP answers.
 
-    Engines load in the background; `/readyz` tells when they are ready.
+    Replicas are made and engines load in the background; `/readyz` tells when they are ready.
+    Raises AlreadyUpError.
     """
     from ray import serve
 
-    from orchestrator.cluster.actors import start_scheduler
-    from orchestrator.cluster.ingress_deployment import ingress_app
-    from orchestrator.cluster.pools import start_replica
+    from orchestrator.cluster.actors import find_secret
 
-    secret = secrets.token_bytes(32)
-    start_scheduler(scheduler_config(config), secret)
-    replicas = [
-        start_replica(engine_spec(pool, index), create_adapter, secret)
-        for pool in config.pools
-        for index in range(pool.replicas)
-    ]
+    if find_secret() is not None:
+        raise AlreadyUpError(f"{APP_NAME} is on this Ray cluster already; `llorch down` takes it down")
     serve.start(http_options={"host": "0.0.0.0", "port": balanced_port(config, port)})
-    app = ingress_app(
+    serve.run(
+        _application(config, port),
+        name=APP_NAME,
+        route_prefix="/",
+        logging_config={"encoding": "JSON", "enable_access_log": False, "log_level": "WARNING"},
+    )
+    return Service(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{balanced_port(config, port)}")
+
+
+def application(args: dict[str, str]) -> Any:
+    """The Serve application for a RayService: `args["config"]` is the path of the configuration file.
+
+    Scheduler and pool manager are started beside it, unless an earlier version of it left them running.
+    """
+    config = load(Path(args["config"]), files=False).config
+    return _application(config, config.server.port)
+
+
+def _application(config: Config, port: int) -> Any:
+    from orchestrator.cluster.actors import find_secret, start_manager, start_scheduler
+    from orchestrator.cluster.fleet import RayFleet
+    from orchestrator.cluster.ingress_deployment import ingress_app
+
+    secret = find_secret()
+    if secret is None:
+        secret = secrets.token_bytes(32)
+        start_scheduler(replace(scheduler_config(config), jitter_seed=secrets.randbits(32)), secret)
+    start_manager(RayFleet(functools.partial(spec_for, config), create_adapter, secret), secret)
+    return ingress_app(
         functools.partial(make_frontend, ingress_settings(config)),
         secret,
         port=port,
         replicas=config.server.ingress_replicas,
         metrics_interval_ms=config.server.metrics_interval_ms,
     )
-    serve.run(
-        app,
-        name=APP_NAME,
-        route_prefix="/",
-        logging_config={"encoding": "JSON", "enable_access_log": False, "log_level": "WARNING"},
-    )
-    return Service(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{balanced_port(config, port)}", replicas)
+
+
+def deploy_cluster(config: Config, *, port: int) -> str:
+    """`deploy` for a cluster that is to outlive this process; returns the URL of this node's listener."""
+    return deploy(config, port=port).url
+
+
+def remove_cluster() -> bool:
+    """End replicas, pool manager, scheduler and ingress on the connected Ray cluster; false if there were none."""
+    from ray import serve
+
+    from orchestrator.cluster.actors import end_all
+
+    found = end_all()
+    # Ray prints that the controller's last call failed: it was killed on purpose.
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        serve.shutdown()
+    return found
 
 
 @contextlib.contextmanager

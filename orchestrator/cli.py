@@ -4,12 +4,10 @@ Exit status: 0 done · 1 refused, failed, or not ready · 2 wrong usage · 3 no 
 130 interrupted.
 """
 
-import asyncio
 import hashlib
 import os
 import secrets
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID, uuid4
@@ -19,26 +17,20 @@ import typer
 from rich.console import Console
 
 from contracts.api import TaskRequest
+from orchestrator.cli_pools import add_commands as add_pool_commands
+from orchestrator.cli_server import DEV_FILE, Key, Url, finish, server, stderr
 from orchestrator.cli_simulate import simulate
 from orchestrator.cli_status import status as show_status
-from orchestrator.cli_submit import CANNOT_CONNECT, FAILED, INTERRUPTED, USAGE
+from orchestrator.cli_submit import FAILED, USAGE
 from orchestrator.cli_submit import submit as run_submit
+from orchestrator.cli_up import down, up
 from orchestrator.configfile import ConfigError, LoadedConfig, Problem, development_config, load
 
-#: Where `llorch run` leaves URL and key of a development cluster: {"url", "api_key"}.
-DEV_FILE = Path(".llorch/dev.json")
 KEY_CHARS_MIN = 16
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
 )
-Url = Annotated[str | None, typer.Option("--url", envvar="LLORCH_URL", help="server; default: the one running here")]
-Key = Annotated[str | None, typer.Option("--key", envvar="LLORCH_API_KEY", help="API key")]
-
-
-class _DevFile(msgspec.Struct):
-    url: str
-    api_key: str = ""
 
 
 def main() -> None:
@@ -119,10 +111,10 @@ def submit(
     try:
         request = msgspec.convert(fields, TaskRequest)
     except msgspec.ValidationError as error:
-        _err().print(f"{error}", style="red", markup=False)
+        stderr().print(f"{error}", style="red", markup=False)
         raise typer.Exit(USAGE) from None
-    server, api_key = _server(url, key)
-    _finish(run_submit(server, api_key, request, _err()))
+    address, api_key = server(url, key)
+    finish(run_submit(address, api_key, request, stderr()))
 
 
 @app.command()
@@ -132,11 +124,14 @@ def status(
     key: Key = None,
 ) -> None:
     """Show whether the cluster is ready and what it does, or how one task is doing."""
-    server, api_key = _server(url, key)
-    _finish(show_status(server, api_key, str(task_id) if task_id else None, Console(), _err()))
+    address, api_key = server(url, key)
+    finish(show_status(address, api_key, str(task_id) if task_id else None, Console(), stderr()))
 
 
 app.command()(simulate)
+app.command()(up)
+app.command()(down)
+add_pool_commands(app)
 
 
 @app.command("hash-key")
@@ -144,7 +139,7 @@ def hash_key() -> None:
     """Make an API key, or hash the one on standard input, for `auth.keys` of the configuration."""
     key = "" if sys.stdin.isatty() else sys.stdin.readline().strip()
     if key and len(key) < KEY_CHARS_MIN:
-        _err().print(f"a key needs at least {KEY_CHARS_MIN} characters", style="red")
+        stderr().print(f"a key needs at least {KEY_CHARS_MIN} characters", style="red")
         raise typer.Exit(USAGE)
     key = key or f"llk_{secrets.token_urlsafe(32)}"
     typer.echo(f"key:    {key}")
@@ -160,44 +155,17 @@ def _load(path: Path) -> LoadedConfig:
         for warning in error.warnings:
             _show_problem(warning, "warning")
         count = len(error.problems)
-        _err().print(f"{count} {'problem' if count == 1 else 'problems'}; nothing was started", markup=False)
+        stderr().print(f"{count} {'problem' if count == 1 else 'problems'}; nothing was started", markup=False)
         raise typer.Exit(FAILED) from None
 
 
 def _show_problem(problem: Problem, level: str) -> None:
     style = "red" if level == "error" else "yellow"
     place = f"{problem.path}:{problem.line}:{problem.column}"
-    err = _err()
+    err = stderr()
     err.print(f"{place}: {level}: {problem.message}", style=style, markup=False, highlight=False, soft_wrap=True)
     if problem.hint:
         err.print(f"    {problem.hint}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _server(url: str | None, key: str | None) -> tuple[str, str]:
-    """URL and key: as given, else of the development cluster that runs from this folder."""
-    if url is not None:
-        return url, key or ""
-    try:
-        found = msgspec.json.decode(DEV_FILE.read_bytes(), type=_DevFile)
-    except FileNotFoundError:
-        _err().print(f"No server: {DEV_FILE} is not here.", style="red", markup=False)
-        _err().print("  start one with `llorch run`, or name one with --url or LLORCH_URL", markup=False)
-        raise typer.Exit(CANNOT_CONNECT) from None
-    except (OSError, msgspec.DecodeError) as error:
-        _err().print(f"{DEV_FILE} cannot be read: {error}", style="red", markup=False)
-        raise typer.Exit(CANNOT_CONNECT) from None
-    return found.url, found.api_key if key is None else key
-
-
-def _finish(work: Coroutine[Any, Any, int]) -> None:
-    try:
-        raise typer.Exit(asyncio.run(work))
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _err() -> Console:
-    return Console(stderr=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A small asynchronous client of the data plane, as the command line uses it.
+"""A small asynchronous client of the service, as the command line uses it.
 
 A stream that breaks is taken up again where it stopped, by `Last-Event-ID` (ORCH-2002): whoever
 iterates sees every token once and in order, or an error, never a silent gap.
@@ -8,13 +8,15 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Final
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
 
 from contracts.api import Admission, End, Metrics, Session, Started, TaskRequest, TaskStatus, Token
+from contracts.control import Capabilities, DrainRequest, PoolHealth, ReloadRequest
 from contracts.errors import ErrorInfo, OrchError
-from contracts.gateway import Readiness
+from contracts.gateway import PoolAccepted, Readiness
 from orchestrator.sse import SseParser
 
 StreamEvent = Started | Token | Metrics | End
@@ -101,6 +103,34 @@ class Client:
         """End a session (ORCH-2005)."""
         await self._call("DELETE", f"/v1/sessions/{session_id}")
 
+    async def pools(self) -> list[PoolHealth]:
+        """Health of every pool."""
+        return msgspec.json.decode(await self._call("GET", "/v1/pools"), type=list[PoolHealth])
+
+    async def pool_health(self, pool_id: str) -> PoolHealth:
+        """How a pool and its replicas are (ORCH-2103)."""
+        return msgspec.json.decode(await self._call("GET", _pool(pool_id, "health")), type=PoolHealth)
+
+    async def drain(self, pool_id: str, deadline_ms: int) -> PoolAccepted:
+        """Empty a pool and stop it (ORCH-2101)."""
+        return await self._change(pool_id, "drain", DrainRequest(deadline_ms))
+
+    async def reload(self, pool_id: str, model_ref: str, canary_percent: int | None = None) -> PoolAccepted:
+        """Have a pool serve another model (ORCH-2102)."""
+        return await self._change(pool_id, "reload", ReloadRequest(model_ref, canary_percent))
+
+    async def promote(self, pool_id: str) -> PoolAccepted:
+        """Have a pool's canary take over (ORCH-3033)."""
+        return await self._change(pool_id, "promote", None)
+
+    async def rollback(self, pool_id: str) -> PoolAccepted:
+        """Undo a pool's last reload (ORCH-3033)."""
+        return await self._change(pool_id, "rollback", None)
+
+    async def capabilities(self) -> Capabilities:
+        """What the engines of the service can do (ORCH-3095)."""
+        return msgspec.json.decode(await self._call("GET", "/v1/capabilities"), type=Capabilities)
+
     async def readiness(self) -> Readiness:
         """Whether tasks can be served now, and what each pool is doing."""
         return msgspec.json.decode(await self._call("GET", "/readyz", ok=(200, 503)), type=Readiness)
@@ -108,6 +138,10 @@ class Client:
     async def metrics(self) -> str:
         """The metrics page, Prometheus text format."""
         return (await self._call("GET", "/metrics")).decode()
+
+    async def _change(self, pool_id: str, action: str, request: DrainRequest | ReloadRequest | None) -> PoolAccepted:
+        data = None if request is None else msgspec.json.encode(request)
+        return msgspec.json.decode(await self._call("POST", _pool(pool_id, action), data=data), type=PoolAccepted)
 
     async def _follow(
         self, task_id: str, method: str, path: str, headers: dict[str, str], body: bytes | None, after: int = -1
@@ -187,6 +221,10 @@ class Client:
 def _attach(task_id: str, after: int) -> tuple[str, dict[str, str]]:
     """Path and headers that take a stream up after token `after`."""
     return f"/v1/tasks/{task_id}/stream", {"Last-Event-ID": str(after)} if after >= 0 else {}
+
+
+def _pool(pool_id: str, action: str) -> str:
+    return f"/v1/pools/{quote(pool_id, safe='')}/{action}"
 
 
 def _decode(name: str, data: str) -> StreamEvent | ErrorInfo | None:

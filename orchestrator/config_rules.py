@@ -1,7 +1,9 @@
-"""What a configuration must satisfy beyond its schema: rules that look at several fields or at the machine."""
+"""What a configuration must satisfy beyond its schema: rules that look at several fields.
 
-import os
-import shutil
+Those about devices and numbers of replicas are in `config_replicas`, those about models and files in
+`config_models`, and what pools must agree in is in `config_sharing`.
+"""
+
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -10,14 +12,9 @@ from pydantic import BaseModel
 from contracts.api import PRIORITIES
 from contracts.config import AuthConfig, Config, PoolConfig
 from contracts.config_scheduling import PreemptionConfig
+from orchestrator.config_replicas import replica_problems, replica_warnings
 from orchestrator.config_sharing import PlacedPool, burst_problems, set_problems, tenant_problems
 from orchestrator.config_yaml import Document, Loc, Problem
-
-#: Engines with an adapter in this release.
-ENGINES_AVAILABLE: Final = ("llamacpp",)
-
-#: Models that come with the installation, for which `model_path` may be left out.
-BUNDLED_MODELS: Final = ("smollm2-135m-instruct",)
 
 #: Whose tasks they are when authentication is off, or when `llorch run` made the only key.
 KEYLESS_TENANT: Final = "default"
@@ -26,58 +23,14 @@ KEYLESS_TENANT: Final = "default"
 LATER: Final = "from a later release"
 
 
-def pool_problems(document: Document, pools: list[PlacedPool], *, files: bool) -> Iterator[Problem]:
-    """Everything wrong with the pools, each by itself and together. `files` also looks for the files they name."""
+def pool_problems(document: Document, pools: list[PlacedPool]) -> Iterator[Problem]:
+    """Everything wrong with the pools but for their models, each by itself and together."""
     for loc, pool in pools:
-        yield from _device_rules(document, loc, pool)
+        yield from replica_problems(document, loc, pool)
         yield from _queue_rules(document, loc, pool)
-        yield from _engine_rules(document, loc, pool)
-        if files:
-            yield from _file_rules(document, loc, pool)
     yield from _unique_ids(document, pools)
     yield from set_problems(document, pools)
     yield from tenant_problems(document, pools)
-
-
-def _engine_rules(document: Document, loc: Loc, pool: PoolConfig) -> Iterator[Problem]:
-    if pool.engine not in ENGINES_AVAILABLE:
-        yield document.problem(
-            (*loc, "engine"),
-            f"engine `{pool.engine}` is not available in this release",
-            f"use one of: {', '.join(ENGINES_AVAILABLE)}",
-        )
-    elif pool.model_path is None and pool.model not in BUNDLED_MODELS:
-        yield document.problem(
-            (*loc, "model"),
-            f"pool `{pool.id}` names no model_path, and `{pool.model}` is not a bundled model",
-            f"add `model_path: FILE.gguf`, or use the bundled `{BUNDLED_MODELS[0]}`",
-        )
-
-
-def _device_rules(document: Document, loc: Loc, pool: PoolConfig) -> Iterator[Problem]:
-    """No silent CPU fallback (ORCH-1101, ORCH-3018); splits are explicit (ORCH-3012)."""
-    if pool.accelerator == "gpu" and not pool.devices:
-        yield document.problem(
-            loc,
-            f"pool `{pool.id}` runs on GPUs but lists no devices",
-            "list the GPUs, as in `devices: [0]`; for development without one, say `accelerator: cpu-dev`",
-        )
-    if len(set(pool.devices)) != len(pool.devices):
-        yield document.problem((*loc, "devices"), "a device is listed twice", "list each GPU once")
-    split = pool.tensor_split
-    if split is None:
-        return
-    if len(split) != len(pool.devices):
-        yield document.problem(
-            (*loc, "tensor_split"),
-            f"tensor_split has {len(split)} ratios for {len(pool.devices)} devices",
-            "give one ratio for each entry of `devices`",
-        )
-    # A hair over one percent, so that ratios rounded to two digits pass whatever binary fractions make of them.
-    if abs(sum(split) - 1) > 0.01 + 1e-9:
-        yield document.problem(
-            (*loc, "tensor_split"), f"tensor_split sums to {sum(split):.3f}", "make the ratios sum to 1"
-        )
 
 
 def _queue_rules(document: Document, loc: Loc, pool: PoolConfig) -> Iterator[Problem]:
@@ -95,26 +48,6 @@ def _queue_rules(document: Document, loc: Loc, pool: PoolConfig) -> Iterator[Pro
                 f"queue_capacity {priority.queue_capacity} is over the pool's capacity {pool.queue.capacity}",
                 "lower it, or raise `queue.capacity`",
             )
-
-
-def _file_rules(document: Document, loc: Loc, pool: PoolConfig) -> Iterator[Problem]:
-    path = pool.model_path
-    if path is not None and not path.is_file():
-        yield document.problem(
-            (*loc, "model_path"), f"model file {path} does not exist", "give the path of a GGUF file on this machine"
-        )
-    elif path is not None and not os.access(path, os.R_OK):
-        yield document.problem(
-            (*loc, "model_path"), f"model file {path} cannot be read", "let this user read it (chmod +r)"
-        )
-    binary = pool.engine_options.binary
-    place = (*loc, "engine_options", "binary")
-    if binary is not None and not binary.is_file():
-        yield document.problem(
-            place, f"engine binary {binary} does not exist", "leave it out to have one found or built"
-        )
-    elif binary is not None and shutil.which(str(binary)) is None:
-        yield document.problem(place, f"engine binary {binary} is not executable", f"chmod +x {binary}")
 
 
 def _unique_ids(document: Document, pools: list[PlacedPool]) -> Iterator[Problem]:
@@ -157,15 +90,8 @@ def auth_warnings(document: Document, auth: AuthConfig) -> Iterator[Problem]:
 
 def pool_warnings(document: Document, pools: list[PlacedPool]) -> Iterator[Problem]:
     """Settings that are valid and do not do what their author may expect."""
+    yield from replica_warnings(document, pools)
     for loc, pool in pools:
-        if pool.accelerator == "cpu-dev":
-            yield document.problem(
-                (*loc, "accelerator"),
-                f"pool `{pool.id}` runs on the CPU: a development carve-out, not for production",
-                "production pools use `accelerator: gpu` and list `devices`",
-            )
-            if pool.devices:
-                yield document.problem((*loc, "devices"), "devices mean nothing with `accelerator: cpu-dev`")
         if not pool.preload:
             yield document.problem((*loc, "preload"), "`preload: false` does nothing yet: pools always preload")
         yield from _preemption_warnings(document, (*loc, "preemption"), pool.preemption)

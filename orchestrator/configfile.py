@@ -16,8 +16,10 @@ from pydantic import BaseModel, ValidationError
 
 from contracts.config import AuthConfig, Config, PoolConfig
 from contracts.config_base import Section
+from contracts.config_pools import LeaseConfig, ModelConfig
 from orchestrator import config_rules as rules
-from orchestrator.config_sharing import PlacedPool
+from orchestrator.config_models import PlacedModel, model_problems, model_warnings
+from orchestrator.config_replicas import lease_problems
 from orchestrator.config_yaml import Document, Loc, Problem, parse
 
 __all__ = ["ConfigError", "LoadedConfig", "Problem", "development_config", "load", "loads"]
@@ -56,10 +58,11 @@ class ConfigError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
-def load(path: Path) -> LoadedConfig:
+def load(path: Path, *, files: bool = True) -> LoadedConfig:
     """Read, check and complete a configuration file.
 
-    Relative paths in it count from the file's folder. Raises ConfigError.
+    Relative paths in it count from the file's folder. `files=False` does not look for the model and engine files
+    it names: they may be on other machines. Raises ConfigError.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -68,7 +71,7 @@ def load(path: Path) -> LoadedConfig:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError([Problem(str(path), 1, 1, f"cannot read: {reason}", "check the path")], []) from error
-    loaded = loads(text, str(path), base=path.resolve().parent)
+    loaded = loads(text, str(path), base=path.resolve().parent, files=files)
     return LoadedConfig(loaded.config, loaded.warnings, path)
 
 
@@ -91,9 +94,17 @@ def loads(text: str, name: str, *, base: Path, files: bool = True) -> LoadedConf
     for error in errors:
         unknown = error["type"] == "extra_forbidden"
         (warnings if unknown and compat else problems).append(_explain(document, error, ignored=unknown and compat))
-    pools = [(loc, _with_base(pool, base)) for loc, pool in _valid_pools(document.data)]
-    problems += rules.pool_problems(document, pools, files=files)
+    pools = [(loc, _with_base(pool, base)) for loc, pool in _valid_entries(PoolConfig, document.data, "pools")]
+    models: list[PlacedModel] = [
+        (loc, model.model_copy(update={"path": base / model.path.expanduser()}))
+        for loc, model in _valid_entries(ModelConfig, document.data, "models")
+    ]
+    problems += rules.pool_problems(document, pools)
+    problems += model_problems(document, pools, models, files=files)
     warnings += rules.pool_warnings(document, pools)
+    warnings += model_warnings(document, pools, models)
+    lease, _ = _validate(LeaseConfig, document.data.get("lease", {}), drop_unknown=True)
+    problems += lease_problems(document, lease) if lease is not None else []
     auth, _ = _validate(AuthConfig, document.data.get("auth", {}), drop_unknown=True)
     if auth is not None:
         problems += rules.auth_problems(document, auth)
@@ -103,7 +114,7 @@ def loads(text: str, name: str, *, base: Path, files: bool = True) -> LoadedConf
     warnings += rules.tenant_warnings(document, config)
     warnings += rules.budget_warnings(document, config)
     warnings += rules.later_warnings(document, config)
-    config = config.model_copy(update={"pools": [pool for _, pool in pools]})
+    config = config.model_copy(update={"pools": [pool for _, pool in pools], "models": [model for _, model in models]})
     return LoadedConfig(config, tuple(sorted(set(warnings))))
 
 
@@ -120,14 +131,14 @@ def _validate(model: type[S], data: Any, *, drop_unknown: bool) -> tuple[S | Non
     return None, errors
 
 
-def _valid_pools(data: Mapping[str, Any]) -> list[PlacedPool]:
-    """The pools that are valid but for unknown fields: rules about them are checked whatever else is wrong."""
-    entries = data.get("pools")
-    found: list[PlacedPool] = []
+def _valid_entries(kind: type[S], data: Mapping[str, Any], name: str) -> list[tuple[Loc, S]]:
+    """The entries of a list that are valid but for unknown fields: their rules are checked whatever else is wrong."""
+    entries = data.get(name)
+    found: list[tuple[Loc, S]] = []
     for index, entry in enumerate(entries if isinstance(entries, list) else []):
-        pool, _ = _validate(PoolConfig, entry, drop_unknown=True)
-        if pool is not None:
-            found.append((("pools", index), pool))
+        valid, _ = _validate(kind, entry, drop_unknown=True)
+        if valid is not None:
+            found.append(((name, index), valid))
     return found
 
 

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from contracts.api import PRIORITIES, Priority
 from contracts.config import Config, PoolConfig
+from contracts.config_pools import ScalingConfig
 from contracts.config_scheduling import (
     BreakerConfig,
     PreemptionConfig,
@@ -21,16 +22,20 @@ from contracts.errors import PolicyLabel
 from contracts.policies import (
     BreakerPolicy,
     BudgetPolicy,
+    LeasePolicy,
     PoolPolicy,
     PreemptionPolicy,
     QueuePolicy,
     RatePolicy,
+    RestartPolicy,
     ResultPolicy,
+    ScalingPolicy,
     SchedulerConfig,
     SessionPolicy,
     SetPolicy,
     TenantPolicy,
 )
+from orchestrator.specs import known_models
 
 #: What a full queue does where the file does not say (ORCH-3005).
 FULL_POLICY_DEFAULT: Final[dict[Priority, PolicyLabel]] = {"interactive": "reject", "batch": "drop-lru"}
@@ -86,6 +91,8 @@ def scheduler_config(config: Config) -> SchedulerConfig:
         clients={key.name: rate for key in auth.keys if (rate := _rate(key.rps, key.burst)) is not None},
         default_client=None if auth.rate is None else _rate(auth.rate.rps, auth.rate.burst),
         sessions=_session_policy(config.sessions),
+        models=known_models(config),
+        lease=LeasePolicy(ttl_ms=config.lease.ttl_ms, lost_ms=config.lease.lost_ms),
     )
 
 
@@ -116,10 +123,38 @@ def _set_policy(set_id: str, pools: list[PoolConfig]) -> SetPolicy:
 
 def _pool_policy(pool: PoolConfig) -> PoolPolicy:
     """Devices by the names under which a pool's replicas report them (ORCH-3011)."""
+    restart = pool.restart
     return PoolPolicy(
         pool_id=pool.id,
         devices=tuple(str(device) for device in pool.devices),
         canary_percent=pool.canary_percent,
+        scaling=_scaling_policy(pool),
+        restart=RestartPolicy(
+            backoff_min_ms=restart.backoff_min_ms,
+            backoff_max_ms=restart.backoff_max_ms,
+            jitter_percent=restart.jitter_percent,
+            stable_after_ms=restart.stable_after_ms,
+            breaker_failures=restart.breaker_failures,
+        ),
+        model_ref=pool.model,
+        slots=pool.slots,
+        accelerator=pool.accelerator,
+        zone=pool.zone or "",
+        drain_ms=pool.drain_ms,
+        reload_timeout_ms=pool.reload_timeout_ms,
+    )
+
+
+def _scaling_policy(pool: PoolConfig) -> ScalingPolicy:
+    """Always there: the service orders the replicas of all its pools, also of those that keep their number."""
+    given = pool.scaling or ScalingConfig()
+    return ScalingPolicy(
+        replicas_min=pool.replicas if given.min is None else given.min,
+        replicas_max=pool.replicas if given.max is None else given.max,
+        replicas=pool.replicas,
+        target_wait_ms=given.target_wait_ms,
+        up_after_ms=given.up_after_ms,
+        down_after_ms=given.down_after_ms,
     )
 
 

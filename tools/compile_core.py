@@ -48,7 +48,7 @@ class CompileError(Exception):
 
 def modules(root: Path) -> list[Path]:
     """The core's modules, relative to `root`; the package's own file has nothing to compile."""
-    return sorted(path.relative_to(root) for path in (root / CORE).glob("*.py") if path.name != "__init__.py")
+    return sorted(path.relative_to(root) for path in (root / CORE).rglob("*.py") if path.name != "__init__.py")
 
 
 def fingerprint(root: Path) -> str:

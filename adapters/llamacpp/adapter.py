@@ -12,16 +12,16 @@ import msgspec
 
 from adapters.child import ChildProcess
 from adapters.errors import engine_error
+from adapters.faults import classify
 from adapters.llamacpp.attempts import Attempts
 from adapters.llamacpp.client import LlamaClient
 from adapters.llamacpp.command import server_arguments, server_environment
 from adapters.llamacpp.digest import model_digest
 from adapters.llamacpp.folder import SOCKET_NAME, private_folder
-from adapters.llamacpp.gguf import kv_token_bytes
-from adapters.llamacpp.models import bundled_model_path
+from adapters.llamacpp.kv import kv_token_bytes
+from adapters.llamacpp.memory import cache_types, memory_need
+from adapters.llamacpp.preflight import check_gpus, with_binary, with_model
 from adapters.llamacpp.protocol import ENGINE, completion_body, metrics_of
-from adapters.llamacpp.provision import find_engine
-from adapters.llamacpp.smoke import offload_devices
 from adapters.llamacpp.stream import read_completion
 from contracts.engine import (
     Chunk,
@@ -33,10 +33,10 @@ from contracts.engine import (
     Finish,
     GenerateRequest,
 )
+from contracts.gpus import MemoryNeed
+from contracts.pools import FaultKind
 
 _HEALTH_INTERVAL_S: Final = 0.05
-#: Arguments that change what a token takes in the KV cache.
-_CACHE_TYPES: Final = ("-ctk", "--cache-type-k", "-ctv", "--cache-type-v")
 
 
 class LlamaCppAdapter:
@@ -55,62 +55,49 @@ class LlamaCppAdapter:
 
     # ------------------------------------------------------------------ process
 
+    async def memory_need(self) -> MemoryNeed:
+        self._spec = await with_model(self._spec)
+        return await asyncio.to_thread(memory_need, self._spec)
+
     async def launch(self) -> None:
         await self.close()
-        await self._check_requirements()
+        self._spec = spec = await with_binary(await with_model(self._spec))
+        await check_gpus(spec)
         # Only this user can enter the folder, so only this user can reach the engine.
         self._folder = private_folder()
         socket_path = self._folder / SOCKET_NAME
         api_key = secrets.token_urlsafe(32)
         self._child = ChildProcess(
-            [self._spec.binary, *server_arguments(self._spec, socket_path)],
-            server_environment(self._spec, api_key),
+            [*spec.command_prefix, spec.binary, *server_arguments(spec, socket_path)],
+            server_environment(spec, api_key),
+            secrets=(api_key,),
         )
         self._client = LlamaClient(socket_path, api_key)
-        self._attempts = Attempts(self._client, self._child, self._spec.slots)
+        self._attempts = Attempts(self._client, self._child, spec.slots)
         try:
-            async with asyncio.timeout(self._spec.ready_timeout_ms / 1000):
+            async with asyncio.timeout(spec.ready_timeout_ms / 1000):
                 await self._until_healthy(self._child, self._client)
         except TimeoutError:
-            tail = _last_line(self._child)
+            message = f"the engine was not ready after {spec.ready_timeout_ms} ms{_last_line(self._child)}"
+            tail = self._child.stderr_tail
             await self.close()
-            raise self._unready(f"the engine was not ready after {self._spec.ready_timeout_ms} ms{tail}") from None
+            raise self._unready(message, "launch", tail) from None
         except BaseException:
             await self.close()
             raise
 
-    async def _check_requirements(self) -> None:
-        """Find what the configuration left open, on this node, and check what it named."""
-        spec = self._spec
-        if not spec.binary:
-            binary = await asyncio.to_thread(find_engine, accelerator=spec.accelerator)
-            spec = self._spec = msgspec.structs.replace(spec, binary=str(binary))
-        if not spec.model_path:
-            spec = self._spec = msgspec.structs.replace(spec, model_path=str(bundled_model_path(spec.model)))
-        for name, path in (("engine binary", self._spec.binary), ("model file", self._spec.model_path)):
-            if not Path(path).is_file():
-                raise self._unready(f"{name} {path!r} does not exist")
-        if self._spec.accelerator == "gpu":
-            # Without a device llama-server would quietly compute on the CPU (ORCH-1101, ORCH-3018).
-            env = server_environment(self._spec, "")
-            devices = await asyncio.to_thread(offload_devices, Path(self._spec.binary), env)
-            if not devices:
-                raise engine_error(
-                    "POOL_UNAVAILABLE",
-                    "the engine finds no GPU it can use; there is no CPU fallback (for development set "
-                    "`accelerator: cpu-dev`)",
-                    engine=ENGINE,
-                    retriable=True,
-                )
-
     async def _until_healthy(self, child: ChildProcess, client: LlamaClient) -> None:
         while not await client.health():
             if child.status is not None:
-                raise self._unready(f"the engine ended while starting: {_status_text(child)}")
+                message = f"the engine ended while starting: {_status_text(child)}"
+                raise self._unready(message, self._why_ended(child), child.stderr_tail)
             await asyncio.sleep(_HEALTH_INTERVAL_S)
 
-    def _unready(self, message: str) -> EngineError:
-        return engine_error("POOL_UNREADY", message, engine=ENGINE, retriable=True)
+    def _why_ended(self, child: ChildProcess) -> FaultKind:
+        return classify(child.status, child.stderr_tail, child.oom_killed, gpu=self._spec.accelerator == "gpu")
+
+    def _unready(self, message: str, kind: FaultKind = "launch", tail: tuple[str, ...] = ()) -> EngineError:
+        return engine_error("POOL_UNREADY", message, engine=ENGINE, retriable=True, kind=kind, stderr_tail=tail)
 
     @property
     def pid(self) -> int | None:
@@ -119,7 +106,8 @@ class LlamaCppAdapter:
 
     async def wait_exit(self) -> EngineExit:
         child, *_ = self._running()
-        return EngineExit(status=await child.wait(), stderr_tail=child.stderr_tail)
+        status = await child.wait()
+        return EngineExit(status=status, stderr_tail=child.stderr_tail, kind=self._why_ended(child))
 
     async def healthy(self) -> bool:
         return self._client is not None and await self._client.health()
@@ -147,14 +135,13 @@ class LlamaCppAdapter:
         _, client, _ = self._running()
         props = await client.props()
         model = Path(self._spec.model_path)
-        plain_cache = not any(argument.partition("=")[0] in _CACHE_TYPES for argument in self._spec.args)
         return EngineProperties(
             engine_version=f"llama.cpp {props.build_info}",
             model_digest=await asyncio.to_thread(model_digest, model),
             slots=props.total_slots,
             ctx=props.default_generation_settings.n_ctx,
             interruptible_decode=True,
-            kv_token_bytes=await asyncio.to_thread(kv_token_bytes, model) if plain_cache else 0,
+            kv_token_bytes=await asyncio.to_thread(kv_token_bytes, model, *cache_types(self._spec.args)),
             keeps_kv=self._spec.accelerator == "cpu-dev" and not self._spec.args,
         )
 

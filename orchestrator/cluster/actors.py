@@ -5,18 +5,28 @@ success, which is wrong for anything that is not idempotent.
 """
 
 import asyncio
+import contextlib
 import gc
+import os
+import threading
 from typing import Any, Final
 
 import ray
 import structlog
-from ray.util import get_node_ip_address
+from ray.util import (
+    get_node_ip_address,
+    get_placement_group,
+    list_named_actors,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from contracts.engine import AdapterFactory, EngineSpec
 from contracts.messages import Endpoint
 from contracts.policies import SchedulerConfig
 from orchestrator.cluster import logs
 from orchestrator.cluster.connection import ChannelError
+from orchestrator.cluster.pool_manager import Fleet, PoolManager
 from orchestrator.cluster.replica_host import ReplicaHost
 from orchestrator.cluster.scheduler_service import SchedulerService
 
@@ -24,6 +34,10 @@ log = structlog.get_logger(__name__)
 
 NAMESPACE: Final = "llorch"
 SCHEDULER: Final = "scheduler"
+MANAGER: Final = "pool-manager"
+#: Placement groups of replicas begin with this.
+GROUP_PREFIX: Final = "llorch-"
+STOP_TIMEOUT_S: Final = 10.0
 #: Objects made between two collections of the scheduler process, by generation.
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 
@@ -40,6 +54,10 @@ class SchedulerActor:
         self._config = config
         self._secret = secret
         self._starting: asyncio.Task[Endpoint] | None = None
+
+    async def secret(self) -> bytes:
+        """The cluster's secret, for what is deployed later; whoever can call actors is inside the cluster."""
+        return self._secret
 
     async def endpoint(self) -> Endpoint:
         if self._starting is None:
@@ -64,19 +82,42 @@ class ReplicaActor:
         self._secret = secret
         self._running: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Begin to serve; returns at once, readiness is reported to the scheduler."""
+    async def run(self) -> None:
+        """Serve until stopped; whoever calls it again waits for the same end. Readiness is told to the scheduler."""
         if self._running is None:
             host = ReplicaHost(
                 self._spec, self._make_adapter, self._secret, locate_scheduler, node_id(), get_node_ip_address()
             )
             self._running = asyncio.create_task(host.run())
+        # A manager that is gone cancels its call, not the replica.
+        await asyncio.wait({self._running})
 
     async def stop(self) -> None:
         """End the engine process and all connections."""
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
+
+
+class PoolManagerActor:
+    """Runs the pool manager from its birth on: after a restart nobody would call it."""
+
+    def __init__(self, fleet: Fleet, secret: bytes) -> None:
+        logs.configure()
+        self._fleet = fleet
+        self._secret = secret
+        threading.Thread(target=self._manage, name="pool-manager", daemon=True).start()
+
+    def _manage(self) -> None:
+        try:
+            asyncio.run(PoolManager(self._fleet, self._secret, locate_scheduler, node_id()).run())
+        except BaseException:
+            log.exception("manager.crashed")
+        os._exit(1)  # Ray starts it again
+
+    def pid(self) -> int:
+        """The process it runs in."""
+        return os.getpid()
 
 
 def start_scheduler(config: SchedulerConfig, secret: bytes) -> Any:
@@ -96,6 +137,55 @@ def start_scheduler(config: SchedulerConfig, secret: bytes) -> Any:
     )
     ray.get(actor.endpoint.remote(), timeout=60)
     return actor
+
+
+def start_manager(fleet: Fleet, secret: bytes) -> Any:
+    """Start the pool manager, which connects to the scheduler by itself."""
+    actor = (
+        ray.remote(PoolManagerActor)
+        .options(
+            name=MANAGER,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            max_restarts=-1,
+            max_task_retries=0,
+            num_cpus=0,
+            get_if_exists=True,
+        )
+        .remote(fleet, secret)
+    )
+    ray.get(actor.pid.remote(), timeout=60)
+    return actor
+
+
+def find_secret() -> bytes | None:
+    """The secret of the service that is on this cluster; None if there is none."""
+    try:
+        actor = ray.get_actor(SCHEDULER, namespace=NAMESPACE)
+    except ValueError:
+        return None
+    secret: bytes = ray.get(actor.secret.remote(), timeout=60)
+    return secret
+
+
+def end_all() -> bool:
+    """End the pool manager, then the replicas with their engines, then the scheduler; false if there was nothing."""
+    names = [each["name"] for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
+    actors = {name: ray.get_actor(name, namespace=NAMESPACE) for name in names}
+    manager = actors.pop(MANAGER, None)
+    if manager is not None:  # first, or it would bring back what ends
+        ray.kill(manager)
+    scheduler = actors.pop(SCHEDULER, None)
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.get([replica.stop.remote() for replica in actors.values()], timeout=STOP_TIMEOUT_S)
+    for actor in (*actors.values(), scheduler):
+        if actor is not None:
+            ray.kill(actor)
+    for group in placement_group_table().values():
+        if group["state"] != "REMOVED" and group["name"].startswith(GROUP_PREFIX):
+            with contextlib.suppress(ValueError):  # the manager was about to remove it
+                remove_placement_group(get_placement_group(group["name"]))
+    return bool(names)
 
 
 async def locate_scheduler() -> Endpoint:

@@ -32,7 +32,7 @@ HANDSHAKE_TIMEOUT_S: Final = 5.0
 _LENGTH = struct.Struct(">I")
 _NONCE_BYTES = 32
 
-Role = Literal["ingress", "replica", "scheduler"]
+Role = Literal["ingress", "replica", "manager", "scheduler"]
 
 
 class Hello(msgspec.Struct, frozen=True):

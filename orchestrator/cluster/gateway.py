@@ -17,6 +17,7 @@ from contracts.gateway import Readiness, StreamEvent
 from contracts.tasks import Outcome, TaskInfo
 from orchestrator.cluster.channel import connect
 from orchestrator.cluster.connection import ChannelError, Connection
+from orchestrator.cluster.pool_questions import PoolQuestions
 from orchestrator.cluster.scheduler_link import Locate, SchedulerLink, Update
 from orchestrator.cluster.task_stream import TaskStream
 
@@ -28,19 +29,18 @@ _STREAM_LOST: Final = ErrorInfo(
 )
 
 
-class ClusterGateway:
+class ClusterGateway(PoolQuestions):
     """Implements `contracts.gateway.Gateway` over the channel."""
 
     def __init__(self, secret: bytes, locate: Locate, node_id: str, peer_id: str, metrics_interval_ms: int) -> None:
+        super().__init__(SchedulerLink(secret, locate, node_id, peer_id, self._updated, self._lost_scheduler))
         self._secret = secret
         self._node_id = node_id
         self._peer_id = peer_id
         self._metrics_interval_s = metrics_interval_ms / 1000
-        self._scheduler = SchedulerLink(secret, locate, node_id, peer_id, self._updated, self._lost_scheduler)
         self._streams: dict[str, list[TaskStream]] = {}
         self._subscriptions: dict[int, tuple[TaskStream, Connection]] = {}
         self._replicas: dict[tuple[str, int], asyncio.Task[Connection]] = {}
-        self._number = 0
 
     def start(self) -> None:
         """Begin to connect; must be called on the event loop that serves requests."""
@@ -213,10 +213,6 @@ class ClusterGateway:
         for streams in self._streams.values():
             for stream in streams:
                 stream.ended(lost)
-
-    def _next(self) -> int:
-        self._number += 1
-        return self._number
 
 
 class FollowedTask:

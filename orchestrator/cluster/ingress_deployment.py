@@ -37,6 +37,22 @@ class Frontend(Protocol):
 
     async def close_session(self, session_id: str, tenant: str) -> None: ...
 
+    async def pools(self) -> list[dict[str, Any]]: ...
+
+    async def pool_health(self, pool_id: str) -> dict[str, Any]: ...
+
+    async def drain(self, pool_id: str, deadline_ms: int) -> dict[str, Any]: ...
+
+    async def reload(self, pool_id: str, new_model_ref: str, canary_percent: int | None = None) -> dict[str, Any]: ...
+
+    async def promote(self, pool_id: str) -> dict[str, Any]: ...
+
+    async def rollback(self, pool_id: str) -> dict[str, Any]: ...
+
+    async def replica_sets(self) -> list[dict[str, Any]]: ...
+
+    async def capabilities(self) -> dict[str, Any]: ...
+
 
 MakeFrontend = Callable[[Gateway], Frontend]
 
@@ -47,7 +63,11 @@ class Ingress:
     `handle = serve.get_app_handle("llorch")`, then `handle.submit.remote({...})`,
     `handle.options(stream=True).stream.remote(task_id)`, `handle.cancel.remote(task_id)`,
     `handle.status.remote(task_id)`, `handle.session.remote(session_id)` and
-    `handle.close_session.remote(session_id)`. Refusals raise `contracts.errors.OrchError`.
+    `handle.close_session.remote(session_id)`; for operators `handle.pools.remote()`,
+    `handle.pool_health.remote(pool_id)`, `handle.drain.remote(pool_id, deadline_ms)`,
+    `handle.reload.remote(pool_id, new_model_ref)`, `handle.promote.remote(pool_id)`,
+    `handle.rollback.remote(pool_id)`, `handle.replica_sets.remote()` and `handle.capabilities.remote()`.
+    Refusals raise `contracts.errors.OrchError`.
     """
 
     def __init__(self, make_frontend: MakeFrontend, secret: bytes, port: int, metrics_interval_ms: int) -> None:
@@ -87,6 +107,38 @@ class Ingress:
     async def close_session(self, session_id: str, tenant: str = "default") -> None:
         """End a session; its tasks that are under way go on."""
         await self._frontend.close_session(session_id, tenant)
+
+    async def pools(self) -> list[dict[str, Any]]:
+        """Health of every pool, as `GET /v1/pools` gives it."""
+        return await self._frontend.pools()
+
+    async def pool_health(self, pool_id: str) -> dict[str, Any]:
+        """How a pool is, as `GET /v1/pools/{id}/health` gives it."""
+        return await self._frontend.pool_health(pool_id)
+
+    async def drain(self, pool_id: str, deadline_ms: int) -> dict[str, Any]:
+        """Empty a pool within `deadline_ms` and stop it; returns once that is taken on."""
+        return await self._frontend.drain(pool_id, deadline_ms)
+
+    async def reload(self, pool_id: str, new_model_ref: str, canary_percent: int | None = None) -> dict[str, Any]:
+        """Have a pool serve another model; returns once that is taken on."""
+        return await self._frontend.reload(pool_id, new_model_ref, canary_percent)
+
+    async def promote(self, pool_id: str) -> dict[str, Any]:
+        """Have a pool's canary take over."""
+        return await self._frontend.promote(pool_id)
+
+    async def rollback(self, pool_id: str) -> dict[str, Any]:
+        """Undo a pool's last reload."""
+        return await self._frontend.rollback(pool_id)
+
+    async def replica_sets(self) -> list[dict[str, Any]]:
+        """Load and objectives, as `GET /v1/replicasets` gives them."""
+        return await self._frontend.replica_sets()
+
+    async def capabilities(self) -> dict[str, Any]:
+        """What the engines here can serve, as `GET /v1/capabilities` gives it."""
+        return await self._frontend.capabilities()
 
 
 def ingress_app(

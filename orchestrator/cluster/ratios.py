@@ -1,10 +1,11 @@
 """How often promises are kept: deadlines met and SLOs attained, as moving means (ORCH-3041, ORCH-3081)."""
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from contracts.policies import SchedulerConfig
+from contracts.policies import SetPolicy
 from contracts.tasks import Outcome
 from orchestrator.cluster.live import LiveTask
 
@@ -13,6 +14,9 @@ WINDOW_TASKS: Final = 200
 #: Ends that are late whatever the clock says.
 TIMED_OUT: Final = ("DEADLINE_UNMET", "DECODE_TIMEOUT")
 NS_PER_MS: Final = 1_000_000
+
+
+K = TypeVar("K")
 
 
 class MovingRatio:
@@ -31,15 +35,14 @@ class MovingRatio:
 
 
 class Promises:
-    """Per class: tasks that ended by their deadline, and first tokens within the class's SLO."""
+    """Per class: tasks that ended by their deadline, and first tokens within the class's SLO.
 
-    def __init__(self, config: SchedulerConfig, registry: CollectorRegistry) -> None:
-        self._slo_ms = {
-            (policy.set_id, queue.priority): queue.slo_first_token_ms
-            for policy in config.sets
-            for queue in policy.queues
-            if queue.slo_first_token_ms is not None
-        }
+    `sets` are the policies by set id, which others may add to.
+    """
+
+    def __init__(self, sets: Mapping[str, SetPolicy], registry: CollectorRegistry) -> None:
+        self._sets = sets
+        self._of_set: dict[tuple[str, str], MovingRatio] = {}
         self._met: dict[str, MovingRatio] = {}
         self._attained: dict[str, MovingRatio] = {}
         self._deadlines = Gauge(
@@ -63,10 +66,21 @@ class Promises:
         error = outcome.error
         if outcome.state == "finished" or (error is not None and error.code in TIMED_OUT):
             _ratio_of(self._met, priority).add(error is None and now_ns <= live.deadline_ns)
-        slo_ms = self._slo_ms.get((live.set_id, priority))
+        slo_ms = self._slo_ms(live.set_id, priority)
         if slo_ms is not None:
-            first_ms = outcome.first_token_ms
-            _ratio_of(self._attained, priority).add(first_ms is not None and first_ms <= slo_ms)
+            kept = outcome.first_token_ms is not None and outcome.first_token_ms <= slo_ms
+            _ratio_of(self._attained, priority).add(kept)
+            _ratio_of(self._of_set, (live.set_id, priority)).add(kept)
+
+    def attainment(self, set_id: str, priority: str) -> float | None:
+        """The share of a set's tasks of a class that met its SLO; None before any ended."""
+        ratio = self._of_set.get((set_id, priority))
+        return None if ratio is None else ratio.value
+
+    def _slo_ms(self, set_id: str, priority: str) -> int | None:
+        policy = self._sets.get(set_id)
+        queues = policy.queues if policy is not None else ()
+        return next((queue.slo_first_token_ms for queue in queues if queue.priority == priority), None)
 
     def render(self) -> None:
         """Bring the gauges up to date."""
@@ -75,8 +89,8 @@ class Promises:
                 gauge.labels(priority).set(ratio.value)
 
 
-def _ratio_of(ratios: dict[str, MovingRatio], priority: str) -> MovingRatio:
-    found = ratios.get(priority)
+def _ratio_of(ratios: dict[K, MovingRatio], key: K) -> MovingRatio:
+    found = ratios.get(key)
     if found is None:
-        found = ratios[priority] = MovingRatio()
+        found = ratios[key] = MovingRatio()
     return found

@@ -1,48 +1,46 @@
-"""Keeps one replica alive: its engine process, its channel server, its link to the scheduler.
+"""Keeps one replica alive: its channel server, its link to the scheduler, and its engine when told to.
 
-The engine is relaunched with exponential backoff when it ends; the link is made again when it
-breaks. Both loops run until the host is closed.
+The scheduler says when the engine is launched, and again after it failed (`Launch`); until then the replica
+waits. The link is made again when it breaks. Both loops run until the host is closed.
 """
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import structlog
 
 from contracts import messages as wire
 from contracts import scheduling as ev
-from contracts.engine import (
-    AdapterFactory,
-    EngineAdapter,
-    EngineError,
-    EngineProperties,
-    EngineSpec,
-    Finish,
-    GenerateRequest,
-)
-from contracts.errors import ErrorInfo
+from contracts.engine import AdapterFactory, EngineAdapter, EngineError, EngineSpec
+from contracts.pools import FaultKind, LeaseRenewed, ReplicaFaulted
 from contracts.tasks import ReplicaInfo
 from orchestrator.cluster.channel import ChannelServer, connect
 from orchestrator.cluster.connection import ChannelError, Connection
+from orchestrator.cluster.gpus.watch import GpuFault
+from orchestrator.cluster.preload import Preload, replica_info
 from orchestrator.cluster.replica_service import ReplicaService
+from orchestrator.cluster.self_test import self_test
 from orchestrator.cluster.transcript import TokenFlow
 
 log = structlog.get_logger(__name__)
 
-RELAUNCH_BACKOFF_S_MIN: Final = 0.5
-RELAUNCH_BACKOFF_S_MAX: Final = 30.0
-#: An engine that served this long starts over with the shortest backoff.
-STABLE_AFTER_S: Final = 60.0
 RECONNECT_BACKOFF_S: Final = 0.2
 GAUGES_INTERVAL_S: Final = 5.0
-SELF_TEST_TIMEOUT_S: Final = 60.0
-SELF_TEST: Final = GenerateRequest(task_id="self-test", max_tokens=8, seed=1, prompt="The capital of France is")
+#: Several of these fit into the shortest time after which a silent replica is sent nothing more.
+LEASE_INTERVAL_S: Final = 0.5
 
 Locate = Callable[[], Awaitable[wire.Endpoint]]
+
+
+class Down(NamedTuple):
+    """Why an engine does not serve (any more)."""
+
+    kind: FaultKind
+    reason: str
+    stderr: tuple[str, ...] = ()
 
 
 class ReplicaHost:
@@ -64,14 +62,18 @@ class ReplicaHost:
         self._unlinked = asyncio.Event()
         self._service: ReplicaService | None = None
         self._adapter: EngineAdapter | None = None
-        self._state: msgspec.Struct = ev.ReplicaLoading(spec.replica_id, spec.pool_id)
-        self._refused = asyncio.Event()
+        self._preload = Preload(spec, self._gpu_fault)
+        self._ready: ev.ReplicaReady | None = None
+        self._launch: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._gpu_down: asyncio.Future[Down] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
         self._endpoint = await self._server.start(self._node_id, self._host)
+        self._preload.start()
         try:
             async with asyncio.TaskGroup() as loops:
                 loops.create_task(self._keep_linked())
+                loops.create_task(self._keep_lease())
                 loops.create_task(self._keep_engine())
         finally:
             if self._adapter is not None:
@@ -79,17 +81,17 @@ class ReplicaHost:
             if self._link is not None:
                 self._link.close()
             await self._server.close()
+            await asyncio.to_thread(self._preload.stop)
+
+    @property
+    def _waiting(self) -> ev.ReplicaLoading:
+        return ev.ReplicaLoading(self._spec.replica_id, self._spec.pool_id, self._spec.incarnation)
 
     # ------------------------------------------------------------------- scheduler
 
     def _report(self, message: msgspec.Struct) -> None:
         if self._link is not None:
             self._link.send(message)
-
-    def _enter(self, state: msgspec.Struct) -> None:
-        """Remember the replica's state, so that a new link can be told, and report it."""
-        self._state = state
-        self._report(state)
 
     async def _keep_linked(self) -> None:
         while True:
@@ -107,8 +109,11 @@ class ReplicaHost:
                 self._unlinked.clear()
                 self._link = link
                 assert self._endpoint is not None
-                link.send(wire.RegisterReplica(self._spec.replica_id, self._spec.pool_id, self._endpoint))
-                link.send(self._state)
+                spec = self._spec
+                link.send(wire.RegisterReplica(spec.replica_id, spec.pool_id, self._endpoint, spec.incarnation))
+                link.send(self._waiting)
+                if self._ready is not None:  # the link was cut, the engine was not
+                    link.send(self._ready)
                 await self._unlinked.wait()
                 self._link = None
                 if self._service is not None:
@@ -118,100 +123,83 @@ class ReplicaHost:
     def _lost_link(self, _connection: Connection) -> None:
         self._unlinked.set()
 
+    async def _keep_lease(self) -> None:
+        renewed = LeaseRenewed(self._spec.replica_id)
+        while True:
+            self._report(renewed)
+            await asyncio.sleep(LEASE_INTERVAL_S)
+
     # ---------------------------------------------------------------------- engine
 
     async def _keep_engine(self) -> None:
-        backoff_s = RELAUNCH_BACKOFF_S_MIN
-        while not self._refused.is_set():
-            launched = time.monotonic()
-            self._enter(ev.ReplicaLoading(self._spec.replica_id, self._spec.pool_id))
-            adapter = self._adapter = self._make_adapter(self._spec)
-            try:
-                await adapter.launch()
-                info = await self._self_test(adapter)
-            except EngineError as failed:
-                reason = failed.info.message
-            else:
-                reason = await self._serve(adapter, info)
-            log.error("engine.down", replica_id=self._spec.replica_id, reason=reason, retry_in_s=backoff_s)
-            self._enter(ev.ReplicaUnready(self._spec.replica_id, reason))
-            await adapter.close()
-            if time.monotonic() - launched > STABLE_AFTER_S:
-                backoff_s = RELAUNCH_BACKOFF_S_MIN
-            await asyncio.sleep(backoff_s)
-            backoff_s = min(2 * backoff_s, RELAUNCH_BACKOFF_S_MAX)
-        await asyncio.Event().wait()  # refused: stay visible and idle until the pool decides
+        while True:
+            slots = await self._launch
+            self._launch = asyncio.get_running_loop().create_future()
+            self._report(self._waiting)
+            down = await self._run_engine(slots)
+            if down is not None:
+                log.error("engine.down", replica_id=self._spec.replica_id, kind=down.kind, reason=down.reason)
+                self._report(ev.ReplicaUnready(self._spec.replica_id, down.reason, down.kind, down.stderr))
 
-    async def _self_test(self, adapter: EngineAdapter) -> ReplicaInfo:
-        """Readiness is a generated token, not a health page. Raises EngineError (POOL_UNREADY)."""
-        properties = await adapter.properties()
-        generated = adapter.generate("self-test", SELF_TEST)
+    async def _run_engine(self, slots: int) -> Down | None:
+        """Bring an engine up and serve until it is down; says why, or None when another one was asked for."""
+        # Here, not when it serves: a GPU that fails while the model loads must not be missed.
+        self._gpu_down = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(SELF_TEST_TIMEOUT_S):
-                times_ns = [time.monotonic_ns() async for item in generated if not isinstance(item, Finish)]
-        except TimeoutError:
-            raise EngineError(self._unready("the self-test did not end in time")) from None
-        if not times_ns:
-            raise EngineError(self._unready("the self-test generated no token"))
-        token_ns = (times_ns[-1] - times_ns[0]) // max(1, len(times_ns) - 1)
-        return self._info(properties, max(1, token_ns))
+            self._adapter = self._make_adapter(self._spec)
+            prepared = await self._preload.prepare(slots, self._adapter)
+            adapter = self._adapter = self._make_adapter(prepared.spec)
+            await adapter.launch()
+            token_ns = await self_test(adapter, prepared.spec)
+            info = replica_info(prepared, await adapter.properties(), token_ns, self._node_id)
+        except EngineError as failed:
+            down: Down | None = Down(failed.kind, failed.info.message, failed.stderr_tail)
+        else:
+            down = await self._serve(adapter, info)
+        if self._adapter is not None:
+            await self._adapter.close()
+            self._adapter = None
+        return down
 
-    def _info(self, properties: EngineProperties, token_ns: int) -> ReplicaInfo:
-        spec = self._spec
-        return ReplicaInfo(
-            replica_id=spec.replica_id,
-            pool_id=spec.pool_id,
-            engine=spec.engine,
-            engine_version=properties.engine_version,
-            model_digest=properties.model_digest,
-            ctx=properties.ctx,
-            slots=properties.slots,
-            sampler_profile_version=spec.sampler_profile_version,
-            accelerator=spec.accelerator,
-            node_id=self._node_id,
-            devices=spec.devices,
-            token_ns=token_ns,
-            interruptible_decode=properties.interruptible_decode,
-            zone=spec.zone,
-            kv_tokens=properties.kv_tokens,
-            kv_token_bytes=properties.kv_token_bytes,
-            keeps_kv=properties.keeps_kv,
-        )
-
-    def _unready(self, message: str) -> ErrorInfo:
-        return ErrorInfo("POOL_UNREADY", message, engine=self._spec.engine, pool_id=self._spec.pool_id, retriable=True)
-
-    async def _serve(self, adapter: EngineAdapter, info: ReplicaInfo) -> str:
-        """Serve until the engine ends, hangs or is refused; says why."""
+    async def _serve(self, adapter: EngineAdapter, info: ReplicaInfo) -> Down | None:
+        """Serve until the engine ends or hangs, its GPU fails, or another launch is asked for."""
         service = self._service = ReplicaService(self._spec, adapter, self._report, self._flow)
-        self._enter(ev.ReplicaReady(info))
+        self._ready = ev.ReplicaReady(info)
+        self._report(self._ready)
         log.info("replica.ready", replica_id=info.replica_id, engine_version=info.engine_version)
         exited = asyncio.create_task(adapter.wait_exit())
         broken = asyncio.create_task(service.broken.wait())
-        refused = asyncio.create_task(self._refused.wait())
         chores = [asyncio.create_task(service.report_progress()), asyncio.create_task(self._report_gauges(adapter))]
         try:
-            await asyncio.wait((exited, broken, refused), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((exited, broken, self._gpu_down, self._launch), return_when=asyncio.FIRST_COMPLETED)
             if exited.done():
                 end = exited.result()
-                tail = "; ".join(end.stderr_tail[-3:])
-                reason = f"the engine process ended with status {end.status}" + (f": {tail}" if tail else "")
-            else:
-                reason = "the replica was refused" if refused.done() else "the engine stopped answering"
-            return reason
+                tail = f": {end.stderr_tail[-1]}" if end.stderr_tail else ""
+                return Down(end.kind, f"the engine process ended with status {end.status}{tail}", end.stderr_tail)
+            if self._gpu_down.done():
+                return self._gpu_down.result()
+            return None if self._launch.done() else Down("stuck", "the engine stopped answering")
         finally:
-            self._service = None
-            for task in (exited, broken, refused, *chores):
+            self._service = self._ready = None
+            for task in (exited, broken, *chores):
                 task.cancel()
-            await asyncio.gather(exited, broken, refused, *chores, return_exceptions=True)
+            await asyncio.gather(exited, broken, *chores, return_exceptions=True)
             await service.abandon("the engine ended while the task ran")
+
+    def _gpu_fault(self, fault: GpuFault) -> None:
+        """The driver told of an error: a fatal one ends the engine now, another lets it finish (ORCH-3038)."""
+        log.error("gpu.fault", replica_id=self._spec.replica_id, kind=fault.kind, message=fault.message)
+        if not fault.fatal:
+            self._report(ReplicaFaulted(self._spec.replica_id, fault.kind, fault.message))
+        elif not self._gpu_down.done():
+            self._gpu_down.set_result(Down(fault.kind, fault.message))
 
     async def _report_gauges(self, adapter: EngineAdapter) -> None:
         while True:
             await asyncio.sleep(GAUGES_INTERVAL_S)
             with contextlib.suppress(EngineError):
                 metrics = await adapter.metrics()
-                self._report(wire.EngineGauges(self._spec.replica_id, metrics.kv_cache_usage_ratio))
+                self._report(self._preload.gauges(metrics.kv_cache_usage_ratio))
 
     # -------------------------------------------------------------------- messages
 
@@ -230,7 +218,11 @@ class ReplicaHost:
             log.warning("channel.unexpected", role=connection.role, message=type(message).__name__)
             connection.close()
         elif isinstance(message, wire.Refused):
-            self._refused.set()
+            log.error("replica.refused", replica_id=self._spec.replica_id, reason=message.reason)
+        elif isinstance(message, wire.Launch):
+            # One that is under way already answers for both: a new link asked for it again.
+            if not self._launch.done() and (self._adapter is None or service is not None):
+                self._launch.set_result(message.slots)
         elif service is not None:  # else: the Unready under way to the scheduler answers all of these
             if isinstance(message, wire.StartAttempt):
                 service.start(message)

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from contracts import messages as wire
+from contracts.base import Frame
 from contracts.errors import ErrorInfo, OrchError
 from orchestrator.cluster.channel import connect
 from orchestrator.cluster.connection import ChannelError, Connection
@@ -74,12 +75,12 @@ class SchedulerLink:
         if self._connection is not None:
             self._connection.close()
 
-    def send(self, message: wire.Frame) -> None:
+    def send(self, message: Frame) -> None:
         """Send what needs no answer; dropped while there is no link."""
         if self._connection is not None:
             self._connection.send(message)
 
-    async def ask(self, question: wire.Frame, req: int, answer: type[Answer]) -> Answer:
+    async def ask(self, question: Frame, req: int, answer: type[Answer]) -> Answer:
         """Send a question and wait for its answer. Raises OrchError."""
         if self._connection is None:
             with contextlib.suppress(TimeoutError):

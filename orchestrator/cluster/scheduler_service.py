@@ -13,13 +13,16 @@ import msgspec
 import structlog
 
 from contracts import messages as wire
+from contracts import pools
 from contracts import scheduling as ev
+from contracts.control_messages import PoolRequest
 from contracts.policies import SchedulerConfig
 from orchestrator.cluster.channel import ChannelServer
 from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.decisions import DecisionLog
 from orchestrator.cluster.live import LiveTask
 from orchestrator.cluster.planning import NS_PER_MS, admission_of, paused_metrics, plan, running_metrics
+from orchestrator.cluster.pool_dialogue import REQUESTS, PoolDialogue
 from orchestrator.cluster.queries import NO_SUCH_SESSION, NO_SUCH_TASK, QUESTIONS, Queries
 from orchestrator.cluster.telemetry import Telemetry
 from orchestrator.core.scheduler import Scheduler
@@ -51,6 +54,8 @@ class SchedulerService:
         self._telemetry = Telemetry(config, self._live)
         self._decisions = DecisionLog(config)
         self._replicas: dict[str, Connection] = {}
+        self._pools = PoolDialogue(self._core, self._tell, self._replicas, self._telemetry.pools)
+        self._incarnations: dict[str, int] = {}
         self._endpoints: dict[str, wire.Endpoint] = {}
         self._transcripts: dict[str, bytes] = {}
         self._queries = Queries(self._core, clock, self._live, self._transcripts, self._telemetry)
@@ -181,6 +186,19 @@ class SchedulerService:
         if replica is not None:
             replica.send(wire.Refused(command.reason))
 
+    def _order(self, command: pools.OrderReplica | pools.RetireReplica) -> None:
+        self._pools.order(command)
+
+    def _launch(self, command: pools.LaunchEngine) -> None:
+        self._pools.launch(command)
+
+    def _answer_control(self, command: pools.AnswerControl) -> None:
+        self._pools.answer(command)
+
+    def _note_pool(self, command: pools.NotePool) -> None:
+        self._telemetry.learn(self._core.set_policies())
+        self._pools.note(command)
+
     def _set_timer(self, command: ev.SetTimer) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -191,14 +209,18 @@ class SchedulerService:
 
     def _opened(self, connection: Connection) -> None:
         log.info("channel.opened", role=connection.role, peer=connection.peer_id)
+        if connection.role == "manager":
+            self._pools.manager_opened(connection)
 
     def _closed(self, connection: Connection) -> None:
         log.info("channel.closed", role=connection.role, peer=connection.peer_id)
+        self._pools.manager_closed(connection)
         for watchers in self._watchers.values():
             watchers.discard(connection)
         # A newer connection of the same replica has taken over; its state is not ours to end.
         if connection.role == "replica" and self._replicas.get(connection.peer_id) is connection:
             del self._replicas[connection.peer_id]
+            del self._incarnations[connection.peer_id]
             self._endpoints.pop(connection.peer_id, None)
             self._tell(ev.ReplicaLost(connection.peer_id, "its connection ended"))
 
@@ -273,10 +295,14 @@ class SchedulerService:
 
     def _on_register(self, connection: Connection, message: wire.RegisterReplica) -> None:
         before = self._replicas.get(message.replica_id)
+        if before is not None and self._incarnations[message.replica_id] > message.incarnation:
+            connection.close()  # one that was given up; its successor is here
+            return
         if before is not None and before is not connection:
             self._tell(ev.ReplicaLost(message.replica_id, "it connected again"))
             before.close()
         self._replicas[message.replica_id] = connection
+        self._incarnations[message.replica_id] = message.incarnation
         self._endpoints[message.replica_id] = message.endpoint
 
     def _on_transcript(self, _connection: Connection, message: wire.AttemptTranscript) -> None:
@@ -298,8 +324,16 @@ class SchedulerService:
         if message.kv_cache_usage_ratio is not None:
             self._tell(ev.ReplicaReported(message.replica_id, round(message.kv_cache_usage_ratio * 1000)))
 
-    def _on_event(self, _connection: Connection, message: ev.AnyEvent) -> None:
-        self._tell(message)
+    def _on_event(self, connection: Connection, message: ev.AnyEvent) -> None:
+        # A replica whose place was taken by another connection is not spoken for by this one any more.
+        if self._replicas.get(connection.peer_id) is connection:
+            self._tell(message)
+
+    def _on_pool_request(self, connection: Connection, message: PoolRequest) -> None:
+        self._pools.request(connection, message)
+
+    def _on_pool_report(self, connection: Connection, message: pools.PoolEvent) -> None:
+        self._pools.report(connection, message)
 
 
 def _joined(before: bytes, after: bytes, resumed_at: int) -> bytes:
@@ -322,6 +356,11 @@ _PERFORM: Final[dict[type, Callable[[SchedulerService, Any], None]]] = {
     ev.AnswerClose: SchedulerService._answer_close,
     ev.Forget: SchedulerService._forget,
     ev.RefuseReplica: SchedulerService._refuse,
+    pools.OrderReplica: SchedulerService._order,
+    pools.RetireReplica: SchedulerService._order,
+    pools.LaunchEngine: SchedulerService._launch,
+    pools.AnswerControl: SchedulerService._answer_control,
+    pools.NotePool: SchedulerService._note_pool,
     ev.SetTimer: SchedulerService._set_timer,
 }
 
@@ -333,6 +372,7 @@ _HANDLE: Final[dict[str, dict[type, Callable[[SchedulerService, Connection, Any]
         wire.Watch: SchedulerService._on_watch,
         wire.Unwatch: SchedulerService._on_unwatch,
         wire.CountRejected: SchedulerService._on_rejected,
+        **dict.fromkeys(REQUESTS, SchedulerService._on_pool_request),
     },
     "replica": {
         wire.RegisterReplica: SchedulerService._on_register,
@@ -346,6 +386,14 @@ _HANDLE: Final[dict[str, dict[type, Callable[[SchedulerService, Connection, Any]
         ev.TokensProgressed: SchedulerService._on_event,
         ev.AttemptEnded: SchedulerService._on_event,
         ev.SlotReleased: SchedulerService._on_event,
+        pools.LeaseRenewed: SchedulerService._on_event,
+        pools.ReplicaFaulted: SchedulerService._on_event,
+    },
+    "manager": {
+        pools.NodesSeen: SchedulerService._on_pool_report,
+        pools.ReplicaPlaced: SchedulerService._on_pool_report,
+        pools.ReplicaUnplaced: SchedulerService._on_pool_report,
+        pools.ReplicaGone: SchedulerService._on_pool_report,
     },
     "scheduler": {},
 }

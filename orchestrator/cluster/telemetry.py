@@ -7,14 +7,17 @@ reports, what ingresses refuse by themselves is counted here on their behalf.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from contracts import scheduling as ev
+from contracts.control import ReplicaSetStatus
 from contracts.errors import HTTP_STATUS
 from contracts.messages import EngineGauges
-from contracts.policies import SchedulerConfig
+from contracts.policies import SchedulerConfig, SetPolicy
 from contracts.tasks import ReplicaInfo
 from orchestrator.cluster.live import LiveTask
+from orchestrator.cluster.pool_telemetry import PoolTelemetry
 from orchestrator.cluster.ratios import Promises
 from orchestrator.core.scheduler import Scheduler
 
@@ -67,7 +70,8 @@ class Telemetry:
         )
         self._first = self._histogram("latency_first_token_ms", "admission to first token")
         self._decode = self._histogram("latency_decode_ms", "first token to last")
-        self._promises = Promises(config, self.registry)
+        self._promises = Promises(self._sets, self.registry)
+        self.pools = PoolTelemetry(self._engines, self.registry)
 
     def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
@@ -80,6 +84,18 @@ class Telemetry:
 
     # ------------------------------------------------------------- told by the shell
 
+    def learn(self, policies: list[SetPolicy]) -> None:
+        """The sets that there are now; a reload makes others. There are no more than models that may be loaded."""
+        self._sets.update({policy.set_id: policy for policy in policies})
+
+    def with_attainment(self, status: ReplicaSetStatus) -> ReplicaSetStatus:
+        """A set's objectives, with how often they were met of late."""
+        slo = {
+            priority: replace(each, attainment=self._promises.attainment(status.id, priority))
+            for priority, each in status.slo.items()
+        }
+        return replace(status, slo=slo)
+
     def count_rejected(self, engine: str, reason: str) -> None:
         self._rejected.labels(engine, reason).inc()
 
@@ -89,7 +105,10 @@ class Telemetry:
 
     def gauges(self, scrape: EngineGauges) -> None:
         replica = self._replicas.get(scrape.replica_id)
-        if replica is not None and scrape.kv_cache_usage_ratio is not None:
+        if replica is None:
+            return
+        self.pools.gauges(replica, scrape)
+        if scrape.kv_cache_usage_ratio is not None:
             self._kv.labels(*_placed(replica)).set(scrape.kv_cache_usage_ratio)
 
     def happened(self, event: ev.AnyEvent) -> None:
@@ -109,6 +128,7 @@ class Telemetry:
 
     def _replica_ready(self, replica: ReplicaInfo) -> None:
         self._replicas[replica.replica_id] = replica
+        self.pools.ready(replica)
         for set_id, policy in self._sets.items():
             if replica.pool_id in policy.pool_ids:
                 self._versions[set_id] = replica.engine_version
@@ -173,11 +193,13 @@ class Telemetry:
     def render(self, core: Scheduler, now_ns: int) -> bytes:
         """The page, Prometheus text format 0.0.4; depths, shares and breakers are read from the core now."""
         self._depth.clear()
-        for set_id, policy in self._sets.items():
+        for policy in core.set_policies():
             for queue in policy.queues:
-                labels = self._queued(set_id, policy.engine, queue.priority)
-                self._depth.labels(*labels).set(core.queue_depth(set_id, queue.priority))
+                labels = self._queued(policy.set_id, policy.engine, queue.priority)
+                self._depth.labels(*labels).set(core.queue_depth(policy.set_id, queue.priority))
         self._promises.render()
+        pools = [core.pool_health(now_ns, pool_id) for pool_id in self._engines]
+        self.pools.render([pool for pool in pools if pool is not None])
         self._share.clear()
         for (tenant, priority), share in self._shares(core.shares()).items():
             self._share.labels(tenant, priority).set(share)

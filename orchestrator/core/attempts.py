@@ -12,9 +12,10 @@ from contracts.api import FinishReason
 from contracts.errors import ErrorInfo
 from contracts.scheduling import AttemptEnded, SlotReleased, TokensProgressed
 from contracts.tasks import Outcome
-from orchestrator.core import dispatch, endings, preemption
+from orchestrator.core import dispatch, endings, outages, preemption
 from orchestrator.core.lifecycle import ON_REPLICA, advance
 from orchestrator.core.placement import Replica
+from orchestrator.core.pools import generations
 from orchestrator.core.records import TaskRecord, round_ms
 from orchestrator.core.state import State
 
@@ -51,7 +52,7 @@ def ended(state: State, event: AttemptEnded) -> None:
     else:
         error = _failure(record, event.error)
         delivered = max(record.tokens_out, record.resume_tokens)
-        if error.retriable and not delivered and record.attempt < ATTEMPTS_MAX + record.preemptions:
+        if error.retriable and not delivered and record.attempt < ATTEMPTS_MAX + record.preemptions + record.moves:
             _try_again(state, record)
         else:
             endings.end_served(state, record, event, _outcome(event, "failed", error=error))
@@ -104,6 +105,13 @@ def replica_gone(state: State, replica: Replica, reason: str) -> None:
         endings.end_served(state, record, last, _outcome(last, "failed", error=_failure(record, lost)))
 
 
+def stop_for_drain(state: State, replica: Replica) -> None:
+    """Stop all that a replica runs, because its time is up; it goes on elsewhere if it can."""
+    for record in list(replica.busy.values()):
+        if record.state == "running" and record.replica is replica:
+            dispatch.stop(state, record, "drain")
+
+
 # ------------------------------------------------------------------------ helpers
 
 
@@ -136,6 +144,7 @@ def _free_slot(state: State, replica_id: str, task_id: str, attempt: int) -> Non
         heir.rescued = False
     if (
         heir is not None
+        and replica.state == "ready"
         and heir.state == "queued"
         and replica.has_room(heir.kv_tokens)
         and heir.quota.may_start(heir.kv_bytes)
@@ -175,6 +184,8 @@ def _stopped(state: State, record: TaskRecord, event: AttemptEnded) -> None:
     """A stopped attempt is over: its task ends as the stop was meant, or waits again if it was preempted."""
     if record.stop_reason == "preempt":
         preemption.preempted(state, record)
+    elif record.stop_reason == "drain":
+        _moved(state, record, event)
     elif record.stop_reason == "cancel":
         endings.end_served(state, record, event, _outcome(event, "canceled", finish_reason="canceled"))
     else:
@@ -186,6 +197,19 @@ def _stopped(state: State, record: TaskRecord, event: AttemptEnded) -> None:
             retriable=True,
         )
         endings.end_served(state, record, event, _outcome(event, "failed", error=_failure(record, error)))
+
+
+def _moved(state: State, record: TaskRecord, event: AttemptEnded) -> None:
+    """An attempt whose replica's time was up has stopped: its task goes on elsewhere, or ends for want of a place."""
+    home = record.home
+    delivered = max(record.tokens_out, record.resume_tokens)
+    if (record.task.determinism == "strict" or not delivered) and generations.has_hope(state, home):
+        record.moves += 1
+        preemption.wait_again(state, record, "drain")
+        return
+    replica_id = record.served_by.replica_id if record.served_by is not None else ""
+    error = outages.stopped(home, replica_id, state.now_ns)
+    endings.end_served(state, record, event, _outcome(event, "failed", error=_failure(record, error)))
 
 
 def _failure(record: TaskRecord, error: ErrorInfo | None) -> ErrorInfo:

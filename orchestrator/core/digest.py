@@ -13,6 +13,8 @@ import msgspec
 from orchestrator.core.appointments import Appointments
 from orchestrator.core.flows import Tier
 from orchestrator.core.placement import Replica
+from orchestrator.core.pools import generations
+from orchestrator.core.pools.records import POOLS_KEY, Generation, Member, Pool
 from orchestrator.core.quotas import Gcra, TenantQuota
 from orchestrator.core.records import TaskRecord
 from orchestrator.core.replica_set import ReplicaSet
@@ -37,11 +39,14 @@ def snapshot(scheduler: Scheduler) -> Tree:
         "tasks": {task_id: _task(record) for task_id, record in state.tasks.items()},
         "sets": {home.policy.set_id: _set(home) for home in state.sets},
         "replicas": {replica_id: _replica(replica) for replica_id, replica in state.replicas.items()},
+        "pools": {pool_id: _pool(pool) for pool_id, pool in state.pools.by_id.items()},
+        "nodes": list(state.pools.nodes),
+        "names": [[*names, pool_id] for names, pool_id in state.routes.carried.items()],
         "blocked": {
             tenant: [(home.policy.set_id, flow.priority) for home, flow in flows]
             for tenant, flows in state.blocked.items()
         },
-        "timers": {key: state.timers.armed_at(key) for key in (RETENTION_KEY, *state.tasks)},
+        "timers": {key: state.timers.armed_at(key) for key in (RETENTION_KEY, POOLS_KEY, *state.tasks)},
         "alarm_ns": state.timers._alarm_ns,
         "kept": [record.task.task_id for record in state.retention.records()],
         "accounts": accounts(scheduler),
@@ -96,6 +101,7 @@ def _task(record: TaskRecord) -> Tree:
         "stop_reason": record.stop_reason,
         "stop_until_ns": record.stop_until_ns if record.state == "stopping" else 0,
         "preemptions": record.preemptions,
+        "moves": record.moves,
         "resume": [record.resume_tokens, record.resume_digest],
         "hands_over_to": "" if heir is None else heir.task.task_id,
         "outcome": None if outcome is None else outcome.state,
@@ -114,6 +120,9 @@ def _set(home: ReplicaSet) -> Tree:
         "running_tokens": home.running_tokens,
         "slots": home.slots,
         "ready": list(home.ready),
+        "aside": list(home.aside),
+        "pools": list(home.policy.pool_ids),
+        "closing": home.closing,
         "loading": dict(home.loading),
         "pin": None if pin is None else [pin.engine_version, pin.model_digest, pin.ctx, pin.sampler_profile_version],
         "reasons": dict(home.pool_reasons),
@@ -157,6 +166,44 @@ def _replica(replica: Replica) -> Tree:
         "busy": [[task_id, attempt] for task_id, attempt in replica.busy],
         "measuring": list(replica.measuring),
         "kv": [replica.kv_reserved, replica.kv_capacity, replica.pressure],
+    }
+
+
+def _pool(pool: Pool) -> Tree:
+    reload = pool.reload
+    return {
+        "desired": pool.desired,
+        "ordinal": pool.ordinal,
+        "failures": [pool.failures, pool.breaker_open, pool.restarts],
+        "drain": [pool.drain_until_ns, pool.drained],
+        "scaling_ns": [pool.over_since_ns, pool.idle_since_ns, pool.scale_ns],
+        "reload": None
+        if reload is None
+        else [reload.model_ref, reload.previous_ref, reload.canary_percent, reload.until_ns, reload.state],
+        "has_incoming": pool.incoming is not None,
+        "generations": [_generation(generation) for generation in generations.of_pool(pool)],
+    }
+
+
+def _generation(generation: Generation) -> Tree:
+    return {
+        "model_ref": generation.model_ref,
+        "set": generation.home.policy.set_id,
+        "until_ns": generation.until_ns,
+        "members": {replica_id: _member(member) for replica_id, member in generation.members.items()},
+    }
+
+
+def _member(member: Member) -> Tree:
+    return {
+        "state": member.state,
+        "incarnation": [member.incarnation, member.is_ordered],
+        "at": [member.node_id, *member.devices],
+        "slots": member.slots,
+        "failures": [member.failures, member.restarts],
+        "times_ns": [member.launch_ns, member.ready_ns, member.lease_ns],
+        "suspended": member.suspended,
+        "drain": [member.drain_until_ns, member.is_stopping, member.relaunch],
     }
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from orchestrator.core.flows import Flow
 from orchestrator.core.lifecycle import ON_REPLICA, is_over
 from orchestrator.core.placement import load
+from orchestrator.core.pools import invariants as pool_invariants
+from orchestrator.core.pools.records import POOLS_KEY
 from orchestrator.core.records import NS_PER_MS, TaskRecord
 from orchestrator.core.replica_set import ReplicaSet
 from orchestrator.core.scheduler import Scheduler
@@ -29,6 +31,7 @@ def check(scheduler: Scheduler) -> None:
     _check_quotas(state)
     _check_retention(state)
     _check_timers(state)
+    pool_invariants.check(state)
 
 
 def _check_task(record: TaskRecord) -> None:
@@ -47,7 +50,7 @@ def _check_task(record: TaskRecord) -> None:
     if record.state in ON_REPLICA:
         replica = record.replica
         assert replica is not None, f"{name}: runs nowhere"
-        assert replica.state == "ready", f"{name}: runs on a replica that is {replica.state}"
+        assert replica.state in ("ready", "aside"), f"{name}: runs on a replica that is {replica.state}"
         assert replica.busy.get((record.task.task_id, record.attempt)) is record, f"{name}: holds no slot"
     elif record.state != "measuring":
         assert record.replica is None, f"{name}: still tied to a replica"
@@ -122,8 +125,11 @@ def _check_replicas(state: State, home: ReplicaSet) -> None:
     assert sum(len(index) for index in home.canaries.indexes) == len(ready), f"{set_id}: a Ready replica is not indexed"
     loading = {r.replica_id: r.since_ns for r in mine if r.state == "loading"}
     assert home.loading == loading, f"{set_id}: {home.loading} are not the loading replicas"
-    assert (home.pin is not None) == bool(ready), f"{set_id}: pinned to {home.pin} with {len(ready)} Ready"
-    for replica in ready.values():
+    aside = {r.replica_id: r for r in mine if r.state == "aside"}
+    assert home.aside == aside, f"{set_id}: {list(home.aside)} are not the replicas set aside"
+    up = ready | aside
+    assert (home.pin is not None) == bool(up), f"{set_id}: pinned to {home.pin} with {len(up)} up"
+    for replica in up.values():
         _check_pinned(home, replica)
     running = {r.task.task_id for r in state.tasks.values() if r.home is home and r.state in ON_REPLICA}
     counted = [task_id for of_class in home.running.values() for task_id in of_class]
@@ -206,6 +212,6 @@ def _check_timers(state: State) -> None:
         at_ns = timers.armed_at(task_id)
         assert at_ns is not None, f"task {task_id}: has no wake-up"
         assert at_ns > state.now_ns, f"task {task_id}: overslept"
-    expected = len(live) + (timers.armed_at(RETENTION_KEY) is not None)
+    expected = len(live) + (timers.armed_at(RETENTION_KEY) is not None) + (timers.armed_at(POOLS_KEY) is not None)
     assert len(timers) == expected, f"{len(timers)} wake-ups for {expected}"
     assert bool(len(state.retention)) == (timers.armed_at(RETENTION_KEY) is not None), "retention has no wake-up"

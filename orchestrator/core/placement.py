@@ -23,7 +23,8 @@ CANDIDATES_MAX: Final = 8
 #: KV pressure counts in steps of this many thousandths, so that small changes do not reorder replicas.
 PRESSURE_STEP_PERMILLE: Final = 125
 
-ReplicaState = Literal["loading", "ready", "unready"]
+#: aside: Ready, but takes no new task, because its lease ran out or it is being drained.
+ReplicaState = Literal["loading", "ready", "aside", "unready"]
 SlotKey = tuple[str, int]
 LoadEntry = tuple[int, int, int, int, int, int, "Replica"]
 
@@ -117,14 +118,14 @@ class ReplicaIndex:
         return list(self._ready.values())
 
     def add(self, replica: Replica) -> None:
-        """A replica became Ready, with all its slots free."""
+        """A replica takes tasks from now on."""
         self._ready[replica.replica_id] = replica
         self.slots += replica.slots
-        self.free_slots += replica.slots
+        self.free_slots += replica.slots - len(replica.busy)
         self.changed(replica)
 
     def remove(self, replica: Replica) -> None:
-        """A replica is not Ready any more; what it was running must be dealt with by the caller."""
+        """A replica takes no more tasks; what it is running is the caller's to deal with."""
         del self._ready[replica.replica_id]
         self.slots -= replica.slots
         self.free_slots -= replica.slots - len(replica.busy)
@@ -141,8 +142,9 @@ class ReplicaIndex:
     def release(self, replica: Replica, key: SlotKey) -> None:
         """Free an occupied slot."""
         replica.kv_reserved -= replica.busy.pop(key).kv_tokens
-        self.free_slots += 1
-        self.changed(replica)
+        if replica.state == "ready":
+            self.free_slots += 1
+            self.changed(replica)
 
     def least_loaded(self) -> Replica | None:
         """The Ready replica with the lowest load, whether or not it has a free slot.

@@ -6,7 +6,7 @@ against thrash: so many a minute in a set, so many in a task's life, and protect
 """
 
 from itertools import islice
-from typing import Final
+from typing import Final, Literal
 
 from contracts.scheduling import Pause
 from orchestrator.core import dispatch, outlook
@@ -84,6 +84,7 @@ def _may_be_stopped(victim: TaskRecord, record: TaskRecord) -> bool:
         and victim.preemptions < home.policy.preemption.per_task_max
         and (victim.task.determinism == "strict" or not (victim.tokens_out or victim.resume_tokens))
         and replica is not None
+        and replica.state == "ready"
         and replica.index is home.canaries.index_for(record.task.session_id)
         and replica.info is not None
         and replica.info.interruptible_decode
@@ -92,7 +93,12 @@ def _may_be_stopped(victim: TaskRecord, record: TaskRecord) -> bool:
 
 
 def preempted(state: State, record: TaskRecord) -> None:
-    """A preempted attempt has stopped: its task waits again, to go on where it was."""
+    """A preempted attempt has stopped."""
+    wait_again(state, record, "preempt")
+
+
+def wait_again(state: State, record: TaskRecord, cause: Literal["preempt", "drain"]) -> None:
+    """A stopped attempt's task waits again, to go on where it was, byte for byte (ORCH-3086)."""
     home = record.home
     advance(record, "queued")
     record.replica = None
@@ -105,4 +111,4 @@ def preempted(state: State, record: TaskRecord) -> None:
     home.join(record)
     state.want_dispatch(home)
     wait_ms = outlook.of_waiting(home, record, state.now_ns).start_ms
-    state.out.append(Pause(home.policy.set_id, record.task.task_id, record.attempt, wait_ms))
+    state.out.append(Pause(home.policy.set_id, record.task.task_id, record.attempt, wait_ms, cause))

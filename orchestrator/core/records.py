@@ -49,6 +49,7 @@ class TaskRecord:
         "kv_bytes",
         "kv_tokens",
         "measure_until_ns",
+        "moves",
         "order",
         "outcome",
         "outlook",
@@ -133,6 +134,8 @@ class TaskRecord:
         self.cancels: list[int] = []
         # preemption
         self.preemptions = 0
+        #: How often it was stopped because its replica was drained, to go on elsewhere.
+        self.moves = 0
         self.resume_tokens = 0
         self.resume_digest = 0
         #: A slot is being taken for it.

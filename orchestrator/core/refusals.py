@@ -24,6 +24,20 @@ def id_conflict(task_id: str) -> ErrorInfo:
     )
 
 
+def unknown_pool(pool_id: str, known: list[str]) -> ErrorInfo:
+    """NOT_FOUND; only pools whose replicas are ordered here can be acted on."""
+    return ErrorInfo(
+        code="NOT_FOUND",
+        message=f"no pool {pool_id!r} is managed here; managed: {', '.join(known) or 'none'}",
+        retriable=False,
+    )
+
+
+def conflict(pool_id: str, message: str) -> ErrorInfo:
+    """CONFLICT; what is asked of a pool does not go with what it is doing."""
+    return ErrorInfo(code="CONFLICT", message=f"pool {pool_id}: {message}", pool_id=pool_id, retriable=False)
+
+
 def unknown_tenant(tenant: str) -> ErrorInfo:
     """FORBIDDEN; only configured tenants are served."""
     return ErrorInfo(

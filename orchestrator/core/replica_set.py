@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from contracts.errors import ErrorInfo
-from contracts.policies import SetPolicy
+from msgspec.structs import replace
+
+from contracts.policies import PoolPolicy, SetPolicy
 from contracts.tasks import ReplicaInfo, TaskInfo
 from orchestrator.core.appointments import Appointments
 from orchestrator.core.averages import Middle, Ratio
@@ -17,7 +18,7 @@ from orchestrator.core.ordering import ordering
 from orchestrator.core.placement import Replica, has_room_for
 from orchestrator.core.predictor import Predictor
 from orchestrator.core.quotas import Gcra, TenantQuota
-from orchestrator.core.records import NS_PER_MS, TaskRecord, ceil_ms
+from orchestrator.core.records import NS_PER_MS, TaskRecord
 from orchestrator.core.residency import Residency
 from orchestrator.core.shedding import Breakers
 
@@ -29,9 +30,10 @@ class ReplicaSet:
     """Pools of one engine and model that serve from shared queues.
 
     `tiers` are its priority classes, highest first; `running` has the tasks that run, per class in the order
-    in which they started. `ready` holds the Ready replicas by id, `loading` maps replica id to when loading
-    began, oldest first. `pin` is the replica whose versions all Ready replicas share. `pool_reasons` says
-    per pool why it last lost a replica.
+    in which they started. `ready` holds the replicas that take tasks by id, `aside` those that only finish
+    theirs, `loading` maps replica id to when loading began, oldest first. `pin` is the replica whose versions all
+    of them share, `model_digest` what it or the last one has. `pool_reasons` says per pool why it last lost a
+    replica, `closing` why nothing more is admitted: no pool serves the set any longer.
     """
 
     def __init__(self, policy: SetPolicy, residency: Residency) -> None:
@@ -50,9 +52,12 @@ class ReplicaSet:
         self.canaries = Canaries(policy.pools)
         self.masks = {pool.pool_id: pool.devices for pool in policy.pools}
         self.ready: dict[str, Replica] = {}
+        self.aside: dict[str, Replica] = {}
         self.loading: dict[str, int] = {}
         self.pool_reasons: dict[str, str] = {}
         self.pin: ReplicaInfo | None = None
+        self.model_digest = ""
+        self.closing = ""
         self.slots = 0
         #: Cost tokens that running attempts are expected to have left, all together.
         self.running_tokens = 0
@@ -159,6 +164,25 @@ class ReplicaSet:
             and has_room_for(self, record)
         )
 
+    # ------------------------------------------------------------------ pools
+
+    def add_pool(self, pool: PoolPolicy) -> None:
+        """A pool serves here from now on, too."""
+        if pool.pool_id in self.policy.pool_ids:
+            return
+        self.policy = replace(self.policy, pools=(*self.policy.pools, pool))
+        self.canaries.add(pool)
+        self.breakers.add(pool.pool_id)
+        self.masks[pool.pool_id] = pool.devices
+
+    def remove_pool(self, pool_id: str) -> None:
+        """A pool, not the last one, has no replica here any more."""
+        self.policy = replace(self.policy, pools=tuple([p for p in self.policy.pools if p.pool_id != pool_id]))
+        self.canaries.remove(pool_id)
+        self.breakers.remove(pool_id)
+        del self.masks[pool_id]
+        self.pool_reasons.pop(pool_id, None)
+
     # ------------------------------------------------------------------ replicas
 
     @property
@@ -173,18 +197,30 @@ class ReplicaSet:
         return free
 
     def came_up(self, replica: Replica) -> None:
-        """A replica is Ready, with all its slots free."""
+        """A replica takes tasks from now on."""
+        if self.pin is not None:
+            self.model_digest = self.pin.model_digest
+        self.aside.pop(replica.replica_id, None)
         self.ready[replica.replica_id] = replica
         self.slots += replica.slots
         replica.index.add(replica)
 
+    def set_aside(self, replica: Replica) -> None:
+        """A replica takes no new task, and goes on with those it has."""
+        self._withdraw(replica)
+        self.aside[replica.replica_id] = replica
+
     def went_down(self, replica: Replica) -> None:
-        """A replica is not Ready any more; what it was running must be dealt with by the caller."""
+        """A replica does not serve any more; what it was running must be dealt with by the caller."""
+        if self.aside.pop(replica.replica_id, None) is None:
+            self._withdraw(replica)
+        if not self.ready and not self.aside:
+            self.pin = None
+
+    def _withdraw(self, replica: Replica) -> None:
         del self.ready[replica.replica_id]
         self.slots -= replica.slots
         replica.index.remove(replica)
-        if not self.ready:
-            self.pin = None
 
     def warm_replica(self, record: TaskRecord) -> Replica | None:
         """The replica that still holds the KV of the task's session, if the task wants it (ORCH-3009)."""
@@ -192,21 +228,6 @@ class ReplicaSet:
         if session is None or not session.replica_id or record.task.kv_hint == "cold":
             return None
         return self.ready.get(self._residency.where(session.key))
-
-    def outage(self, now_ns: int) -> ErrorInfo | None:
-        """Why nothing can be served now, with a retry hint; None while a replica is Ready (ORCH-3018)."""
-        if self.ready:
-            return None
-        retry_ms = max(OUTAGE_RETRY_MS_MIN, ceil_ms(self.load_remaining_ns(now_ns)))
-        pools = ", ".join(self.policy.pool_ids)
-        return ErrorInfo(
-            code="POOL_UNREADY" if self.loading else "POOL_UNAVAILABLE",
-            message=f"no replica of {pools} is ready, {len(self.loading)} loading; try again in {retry_ms} ms",
-            engine=self.policy.engine,
-            pool_id=self.policy.pools[0].pool_id,
-            retriable=True,
-            retry_after_ms=retry_ms,
-        )
 
     def load_remaining_ns(self, now_ns: int) -> int:
         """When the next replica is expected to be Ready."""

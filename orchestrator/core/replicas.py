@@ -20,26 +20,29 @@ def loading(state: State, event: ReplicaLoading) -> None:
     replica = _registered(state, event.replica_id, event.pool_id)
     if replica is None or replica.state == "loading":
         return
-    _take_down(state, replica, "the engine is loading again")
-    replica.state = "loading"
-    replica.since_ns = state.now_ns
-    replica.home.loading[replica.replica_id] = state.now_ns
+    take_down(state, replica, "the engine is loading again")
+    begin_loading(state, replica)
 
 
 def ready(state: State, event: ReplicaReady) -> None:
     """A replica can serve from now on, if it is like the others of its set."""
     info = event.replica
     replica = _registered(state, info.replica_id, info.pool_id)
-    if replica is None or (replica.state == "ready" and replica.info == info):
-        return
+    if replica is not None:
+        accept(state, replica, info)
+
+
+def accept(state: State, replica: Replica, info: ReplicaInfo) -> str | None:
+    """Let a replica serve; one that must not is removed and told so, and why is returned."""
+    if replica.state in ("ready", "aside") and replica.info == info:
+        return None
     home = replica.home
-    if replica.state == "ready":
-        _take_down(state, replica, "the engine was replaced")
-    reason = mismatch(home, info)
+    if replica.state in ("ready", "aside"):
+        take_down(state, replica, "the engine was replaced")
+    reason = mismatch(home, info) or _shared_gpu(state, info)
     if reason is not None:
-        _remove(state, replica, reason)
-        state.out.append(RefuseReplica(home.policy.set_id, info.replica_id, reason))
-        return
+        refuse(state, replica, reason)
+        return reason
     if replica.state == "loading":
         del home.loading[replica.replica_id]
         if replica.since_ns < state.now_ns:
@@ -53,6 +56,13 @@ def ready(state: State, event: ReplicaReady) -> None:
     if info.keeps_kv:
         state.residency.add_replica(info.replica_id, replica.kv_capacity)
     state.want_dispatch(home)
+    return None
+
+
+def refuse(state: State, replica: Replica, reason: str) -> None:
+    """A registered replica must not serve: it is removed, and told so."""
+    remove(state, replica, reason)
+    state.out.append(RefuseReplica(replica.home.policy.set_id, replica.replica_id, reason))
 
 
 def unready(state: State, event: ReplicaUnready) -> None:
@@ -65,7 +75,7 @@ def unready(state: State, event: ReplicaUnready) -> None:
         replica.state = "unready"
         replica.home.pool_reasons[replica.pool_id] = event.reason
     else:
-        _take_down(state, replica, event.reason)
+        take_down(state, replica, event.reason)
     replica.reason = event.reason
 
 
@@ -73,7 +83,28 @@ def lost(state: State, event: ReplicaLost) -> None:
     """A replica is gone, and with it all that it was doing."""
     replica = state.replicas.get(event.replica_id)
     if replica is not None:
-        _remove(state, replica, event.reason)
+        remove(state, replica, event.reason)
+
+
+def set_aside(state: State, replica: Replica) -> None:
+    """A Ready replica is sent nothing new from now on, measurements included; what it runs goes on."""
+    if replica.state != "ready":
+        return
+    home = replica.home
+    home.set_aside(replica)
+    replica.state = "aside"
+    _measure_elsewhere(state, replica)
+    # With one side gone its sessions are the other side's, which may have slots free.
+    state.want_dispatch(home)
+
+
+def bring_back(state: State, replica: Replica) -> None:
+    """A replica that was set aside takes tasks again."""
+    if replica.state != "aside":
+        return
+    replica.state = "ready"
+    replica.home.came_up(replica)
+    state.want_dispatch(replica.home)
 
 
 def reported(state: State, event: ReplicaReported) -> None:
@@ -120,46 +151,78 @@ def mismatch(home: ReplicaSet, info: ReplicaInfo) -> str | None:
     return None
 
 
+def _shared_gpu(state: State, info: ReplicaInfo) -> str | None:
+    """Which replica that is up already runs on one of these GPUs; two must never share one (ORCH-3011)."""
+    if not info.gpu_uuids:
+        return None
+    for other in state.replicas.values():
+        if other.info is None or other.replica_id == info.replica_id:
+            continue
+        for uuid in other.info.gpu_uuids:
+            if uuid in info.gpu_uuids:
+                return f"{info.replica_id} runs on GPU {uuid}, which {other.replica_id} holds"
+    return None
+
+
+def register(state: State, replica_id: str, pool_id: str, home: ReplicaSet) -> Replica:
+    """A replica is there, without an engine as yet."""
+    replica = Replica(replica_id, pool_id, home, state.next_sequence(), state.now_ns)
+    replica.state = "unready"
+    state.replicas[replica_id] = replica
+    return replica
+
+
+def begin_loading(state: State, replica: Replica) -> None:
+    """The engine of a replica that is not up is being launched."""
+    replica.state = "loading"
+    replica.since_ns = state.now_ns
+    replica.home.loading[replica.replica_id] = state.now_ns
+
+
 def _registered(state: State, replica_id: str, pool_id: str) -> Replica | None:
     """The replica of that id, registered as loading if it is new; None if its pool is unknown."""
     replica = state.replicas.get(replica_id)
     if replica is not None and replica.pool_id == pool_id:
         return replica
     if replica is not None:
-        _remove(state, replica, "it came back in another pool")
+        remove(state, replica, "it came back in another pool")
     home = state.set_of_pool.get(pool_id)
     if home is None:
         state.out.append(RefuseReplica("", replica_id, f"no pool {pool_id} is configured"))
         return None
-    replica = Replica(replica_id, pool_id, home, state.next_sequence(), state.now_ns)
-    state.replicas[replica_id] = replica
-    home.loading[replica_id] = state.now_ns
+    replica = register(state, replica_id, pool_id, home)
+    begin_loading(state, replica)
     return replica
 
 
-def _remove(state: State, replica: Replica, reason: str) -> None:
+def remove(state: State, replica: Replica, reason: str) -> None:
+    """Forget a replica; what it was running ends as lost."""
     del state.replicas[replica.replica_id]
     if replica.state == "loading":
         del replica.home.loading[replica.replica_id]
-    _take_down(state, replica, reason)
+    take_down(state, replica, reason)
 
 
-def _take_down(state: State, replica: Replica, reason: str) -> None:
+def take_down(state: State, replica: Replica, reason: str) -> None:
     """Stop counting on a replica: out of the index first, so that nothing goes back to it."""
     home = replica.home
     home.pool_reasons[replica.pool_id] = reason
-    was_ready = replica.state == "ready"
+    was_up = replica.state in ("ready", "aside")
     replica.state = "unready"
-    if not was_ready:
+    if not was_up:
         return
     home.went_down(replica)
     state.residency.remove_replica(replica.replica_id)
     attempts.replica_gone(state, replica, reason)
     replica.went_down()
+    _measure_elsewhere(state, replica)
+    # With one side gone its sessions are the other side's, which may have slots free.
+    state.want_dispatch(home)
+
+
+def _measure_elsewhere(state: State, replica: Replica) -> None:
     measuring = list(replica.measuring.values())
     replica.measuring.clear()
     for record in measuring:
         record.replica = None
         submissions.measure_somewhere(state, record)
-    # With one side gone its sessions are the other side's, which may have slots free.
-    state.want_dispatch(home)

@@ -1,22 +1,68 @@
-"""Which replica set serves a task, or why none does (ORCH-3014, OC-CORE-1020)."""
+"""Which replica set serves a task, or why none does (ORCH-3014, ORCH-3033, OC-CORE-1020)."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from contracts.errors import ErrorInfo
 from contracts.tasks import TaskInfo
+from orchestrator.core.canaries import percentile
 from orchestrator.core.refusals import invalid
 from orchestrator.core.replica_set import ReplicaSet
 
+#: Model names that begin so name the content of the model's file: they never lead to another.
+DIGEST_PREFIX: Final = "sha256:"
+
 
 class Routes:
-    """Finds the replica set for a task by engine and model name."""
+    """Finds the replica set for a task by engine and model name.
 
-    def __init__(self, sets: tuple[ReplicaSet, ...]) -> None:
+    `carried` maps engine and name to the pool that took the name along when it, the last one, left the set that
+    bears the name by itself.
+    """
+
+    def __init__(self) -> None:
+        self.carried: dict[tuple[str, str], str] = {}
         self._served: dict[str, dict[str, list[ReplicaSet]]] = {}
-        for home in sets:
-            models = self._served.setdefault(home.policy.engine, {})
-            for name in home.policy.model_refs:
-                models.setdefault(name, []).append(home)
+        #: The sets of each engine, for those who name a digest.
+        self._of_engine: dict[str, list[ReplicaSet]] = {}
+        #: Of whose sessions which percentage goes where.
+        self._canaries: list[tuple[ReplicaSet, int, ReplicaSet]] = []
+
+    # ------------------------------------------------------------------ changing
+
+    def clear(self) -> None:
+        """Forget where names lead; they are told anew."""
+        self._served.clear()
+        self._of_engine.clear()
+        self._canaries.clear()
+
+    def leads(self, engine: str, name: str) -> bool:
+        """Whether a name leads anywhere."""
+        return name in self._served.get(engine, {})
+
+    def add(self, engine: str, name: str, home: ReplicaSet) -> None:
+        """A name leads to a set, after those it leads to already."""
+        sets = self._served.setdefault(engine, {}).setdefault(name, [])
+        if home not in sets:
+            sets.append(home)
+        of_engine = self._of_engine.setdefault(engine, [])
+        if home not in of_engine:
+            of_engine.append(home)
+
+    def add_canary(self, home: ReplicaSet, percent: int, canary: ReplicaSet) -> None:
+        """A share of the sessions of a set goes to another one."""
+        self._canaries.append((home, percent, canary))
+
+    # ------------------------------------------------------------------ reading
+
+    def names(self, engine: str) -> list[str]:
+        """The models of an engine that tasks may ask for, by name, in order."""
+        return sorted([name for name in self._served.get(engine, {}) if not name.startswith(DIGEST_PREFIX)])
+
+    def names_of(self, home: ReplicaSet) -> list[str]:
+        """The names that lead to a set, in order."""
+        models = self._served.get(home.policy.engine, {})
+        return [name for name in self.names(home.policy.engine) if home in models[name]]
 
     def find(self, task: TaskInfo) -> ReplicaSet | ErrorInfo:
         """The set to serve `task`, or INVALID_PARAMS with what is served instead.
@@ -28,7 +74,9 @@ class Routes:
             return invalid(f"engine {task.engine!r} is not served; served: {_listed(self._served)}")
         sets = models.get(task.model_ref)
         if sets is None:
-            served = _listed(models)
+            sets = self._with_digest(task)
+        if not sets:
+            served = ", ".join(self.names(task.engine)) or "nothing"
             return invalid(f"model {task.model_ref!r} is not served by {task.engine}; served: {served}", task.engine)
         fitting: ReplicaSet | None = None
         refusal: ErrorInfo | None = None
@@ -37,10 +85,29 @@ class Routes:
             if misfit is not None:
                 refusal = misfit
             elif home.ready:
-                return home
+                return self._side(home, task)
             else:
                 fitting = fitting or home
         return fitting or refusal or invalid("no replica set serves this task", task.engine)
+
+    def _with_digest(self, task: TaskInfo) -> list[ReplicaSet]:
+        """The sets whose replicas have the model of exactly this digest."""
+        if not task.model_ref.startswith(DIGEST_PREFIX):
+            return []
+        return [home for home in self._of_engine[task.engine] if home.model_digest == task.model_ref]
+
+    def _side(self, home: ReplicaSet, task: TaskInfo) -> ReplicaSet:
+        """The set itself, or its canary for a session of the canary's share.
+
+        By the session alone, so that it stays on its side. While the canary has no Ready replica all go to the
+        set itself. A task that names a digest is not for canaries.
+        """
+        if not self._canaries or task.model_ref.startswith(DIGEST_PREFIX):
+            return home
+        for main, percent, canary in self._canaries:
+            if main is home and percentile(task.session_id) < percent and canary.ready and not _misfit(canary, task):
+                return canary
+        return home
 
 
 def _misfit(home: ReplicaSet, task: TaskInfo) -> ErrorInfo | None:

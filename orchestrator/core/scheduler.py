@@ -4,7 +4,9 @@ The same events with the same times give the same commands, in every process.
 """
 
 from contracts.api import TaskStatus
-from contracts.policies import SchedulerConfig
+from contracts.control import EngineCapability, PoolHealth, ReplicaSetStatus
+from contracts.policies import SchedulerConfig, SetPolicy
+from contracts.pools import ReplicaOrder
 from contracts.scheduling import (
     AnswerClose,
     AnyCommand,
@@ -26,6 +28,7 @@ from contracts.scheduling import (
 )
 from contracts.tasks import Outcome, TaskInfo
 from orchestrator.core import attempts, cancels, dispatch, replicas, submissions, view, watchdog
+from orchestrator.core.pools import capabilities, due, events, health, members
 from orchestrator.core.state import State
 from orchestrator.core.view import SessionView, StartedView
 
@@ -48,8 +51,14 @@ class Scheduler:
         self._handle(event)
         # 2. Act on what has become due.
         watchdog.expire(state)
-        # 3. Start whatever can start.
+        # 3. Go on with what pools are about to do, and start whatever can start.
+        if state.pools.touched or state.pools.watched:
+            due.settle(state)
         dispatch.dispatch(state)
+        if state.pools.touched:
+            # A task that could not start any more may have been the last that a drain waited for.
+            due.settle(state)
+            dispatch.dispatch(state)
         # 4. Forget what is not to be kept any longer.
         if state.trim_due:
             state.trim_results()
@@ -86,6 +95,8 @@ class Scheduler:
         state = self.state
         if isinstance(event, ReplicaReported):
             replicas.reported(state, event)
+        elif events.handled(state, event):
+            return
         elif isinstance(event, ReplicaLoading):
             replicas.loading(state, event)
         elif isinstance(event, ReplicaReady):
@@ -130,6 +141,10 @@ class Scheduler:
         states = self.readiness().values()
         return "ready" in states and "loading" not in states
 
+    def orders(self) -> tuple[ReplicaOrder, ...]:
+        """All replicas that are to exist, for a pool manager that connects."""
+        return tuple([members.order_of(each) for each in self.state.pools.members.values() if each.is_ordered])
+
     def session(self, now_ns: int, tenant: str, session_id: str) -> SessionView | None:
         """What is known of a session; None if there is none, or its time is over."""
         return view.session(self.state, now_ns, tenant, session_id)
@@ -148,3 +163,19 @@ class Scheduler:
     def breakers(self, now_ns: int) -> list[tuple[str, str, str]]:
         """(pool id, class, state) of every breaker (ORCH-3040)."""
         return view.breakers(self.state, now_ns)
+
+    def pool_health(self, now_ns: int, pool_id: str) -> PoolHealth | None:
+        """How a pool and its replicas are (ORCH-2103); None if there is no such pool."""
+        return health.pool_health(self.state, now_ns, pool_id)
+
+    def replica_sets(self, now_ns: int) -> list[ReplicaSetStatus]:
+        """Load and objectives of every replica set (ORCH-2104)."""
+        return health.replica_sets(self.state, now_ns)
+
+    def capabilities(self) -> list[EngineCapability]:
+        """What each engine serves here (ORCH-3095)."""
+        return capabilities.capabilities(self.state)
+
+    def set_policies(self) -> list[SetPolicy]:
+        """The replica sets that there are now; a reload makes others."""
+        return [home.policy for home in self.state.sets]

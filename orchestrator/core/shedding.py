@@ -13,6 +13,7 @@ class Breakers:
     """All breakers of a set; falsy while none is configured."""
 
     def __init__(self, policy: SetPolicy) -> None:
+        self._policy = policy.breaker
         self._slo_ns: dict[str, int | None] = {queue.priority: _slo_ns(queue) for queue in policy.queues}
         self._of_class: dict[str, dict[str, Breaker]] = {}
         if policy.breaker is not None:
@@ -21,6 +22,17 @@ class Breakers:
 
     def __bool__(self) -> bool:
         return bool(self._of_class)
+
+    def add(self, pool_id: str) -> None:
+        """A pool joins the set."""
+        if self._policy is not None:
+            for of_pool in self._of_class.values():
+                of_pool[pool_id] = Breaker(self._policy)
+
+    def remove(self, pool_id: str) -> None:
+        """A pool leaves the set."""
+        for of_pool in self._of_class.values():
+            del of_pool[pool_id]
 
     def allows(self, pool_id: str, priority: str, now_ns: int) -> bool:
         """Whether a pool may be given a task of a class."""

@@ -7,6 +7,8 @@ from contracts.tasks import Outcome
 from orchestrator.core.flows import Flow
 from orchestrator.core.lifecycle import advance
 from orchestrator.core.placement import Replica
+from orchestrator.core.pools import generations
+from orchestrator.core.pools.records import Pools
 from orchestrator.core.quotas import Quotas
 from orchestrator.core.records import TaskRecord
 from orchestrator.core.replica_set import ReplicaSet
@@ -24,10 +26,12 @@ class State:
     """Tables, and the commands of the step under way. Iteration is over dicts and lists only, never sets."""
 
     def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
         self.residency = Residency()
-        self.sets = tuple(ReplicaSet(policy, self.residency) for policy in config.sets)
+        #: Grows and shrinks as pools are given other models.
+        self.sets = [ReplicaSet(policy, self.residency) for policy in config.sets]
         self.set_of_pool = {pool_id: home for home in self.sets for pool_id in home.policy.pool_ids}
-        self.routes = Routes(self.sets)
+        self.routes = Routes()
         self.quotas = Quotas(config)
         self.sessions = Sessions(config.sessions, self.residency)
         self.tasks: dict[str, TaskRecord] = {}
@@ -42,6 +46,8 @@ class State:
         #: Flows of tenants that are at their quota of running tasks.
         self.blocked: dict[str, list[tuple[ReplicaSet, Flow[TaskRecord]]]] = {}
         self._sequence = 0
+        self.pools = Pools()
+        generations.start(self, config)
 
     def begin_step(self, now_ns: int) -> None:
         """Start a step. Time never runs backwards here, whatever the shell's clock does."""
@@ -104,6 +110,8 @@ class State:
             self.out.append(AnswerCancel(set_id, request, found=True))
         record.cancels.clear()
         self.retention.keep(record)
+        # A drain may have waited for it.
+        self.pools.touched = self.pools.touched or self.pools.watched
         self.trim_due = True
 
     def trim_results(self) -> None:

@@ -5,7 +5,7 @@ from typing import Final
 from contracts.errors import ErrorInfo
 from contracts.scheduling import Admit, MeasurePrompt, PromptMeasured, TaskSubmitted
 from contracts.tasks import Outcome
-from orchestrator.core import admission, deadlines, endings, outlook, overflow, preemption, refusals
+from orchestrator.core import admission, deadlines, endings, outages, outlook, overflow, preemption, refusals
 from orchestrator.core.estimates import backoff_ms
 from orchestrator.core.lifecycle import advance
 from orchestrator.core.records import NS_PER_MS, TaskRecord
@@ -36,7 +36,7 @@ def submitted(state: State, event: TaskSubmitted) -> None:
     # 3. Can it fit at all, is anyone there to serve it, and is its tenant known?
     state.quotas.sweep(state.now_ns)
     quota = state.quotas.tenant(task.tenant)
-    error = admission.check_token_budget(task) or home.outage(state.now_ns)
+    error = admission.check_token_budget(task) or outages.outage(state, home)
     if quota is None:
         error = error or refusals.unknown_tenant(task.tenant)
     if error is not None or quota is None:
@@ -46,7 +46,9 @@ def submitted(state: State, event: TaskSubmitted) -> None:
     # 4. What will it cost, and do budgets, rates, quotas, queue and deadline let it in?
     record = home.new_record(task, quota, state.next_sequence())
     record.submissions.append(submission)
-    measure = admission.must_be_measured(task)
+    # With no replica to count it, as when the pool is scaled to zero, the estimate has to do: the engine
+    # refuses a prompt that turns out too long.
+    measure = bool(home.ready) and admission.must_be_measured(task)
     if not _let_in(state, record, needs_place=measure or not home.starts_at_once(record)):
         return
     # 5. It is in, unless its prompt turns out too long.
@@ -111,6 +113,9 @@ def admit(state: State, record: TaskRecord) -> None:
     record.home.join(record)
     deadlines.joined(record)
     state.want_dispatch(record.home)
+    if not record.home.ready:
+        # A pool that is scaled to zero comes up for it.
+        state.pools.touched = True
     if late:
         preemption.rescue(state, record)
     state.timers.arm(record.task.task_id, preemption.wake_ns(record, state.now_ns))
@@ -170,12 +175,17 @@ def measured(state: State, event: PromptMeasured) -> None:
     if error is not None:
         withdraw(state, record, error)
         return
+    record.home.counted(record, event.prompt_tokens)
+    _admit_measured(state, record)
+
+
+def _admit_measured(state: State, record: TaskRecord) -> None:
+    """What a prompt costs is known as well as it will be: it is let in, or refused after all."""
     stop_measuring(record)
     # A tenant without live tasks may have been forgotten meanwhile: two accounts would be twice its quota.
     quota = state.quotas.tenant(record.task.tenant)
     assert quota is not None, f"tenant {record.task.tenant} was known before the measurement"
     record.quota = quota
-    record.home.counted(record, event.prompt_tokens)
     # It has held its place; only what it costs is known better now.
     if _let_in(state, record, needs_place=False):
         admit(state, record)
@@ -185,12 +195,14 @@ def measured(state: State, event: PromptMeasured) -> None:
 
 
 def measure_somewhere(state: State, record: TaskRecord) -> None:
-    """Have the least loaded Ready replica count the prompt; without one, refuse the task."""
+    """Have the least loaded Ready replica count the prompt; without one, the task waits for one or is refused."""
     replica = record.home.canaries.index_for(record.task.session_id).least_loaded()
     if replica is None:
-        error = record.home.outage(state.now_ns)
-        assert error is not None, "no replica is Ready, and yet there is no outage"
-        withdraw(state, record, error)
+        error = outages.outage(state, record.home)
+        if error is None:
+            _admit_measured(state, record)
+        else:
+            withdraw(state, record, error)
         return
     record.replica = replica
     replica.measuring[record.task.task_id] = record

@@ -7,6 +7,7 @@ from contracts.api import TaskStatus
 from contracts.tasks import Budgets, ReplicaInfo
 from orchestrator.core import outlook
 from orchestrator.core.lifecycle import is_over
+from orchestrator.core.pools import health
 from orchestrator.core.records import NS_PER_MS, TaskRecord, ceil_ms, round_ms
 from orchestrator.core.state import State
 
@@ -70,7 +71,7 @@ def status(state: State, now_ns: int, record: TaskRecord) -> TaskStatus:
         why=why(record),
         on_time_probability=None if is_over(record) else on_time(state, now_ns, record),
         preempted=record.preemptions > 0,
-        resumable=record.preemptions > 0 and not is_over(record),
+        resumable=record.preemptions + record.moves > 0 and not is_over(record),
     )
     if outcome is None:
         return so_far
@@ -100,6 +101,10 @@ def why(record: TaskRecord) -> str:
     if flow.blocked:
         return f"tenant {flow.tenant} runs as much as its quota allows; waits until one of its tasks ends"
     paused = "preempted by a task of a higher class; " if record.preemptions else ""
+    if record.moves:
+        paused += "moved off a drained replica; "
+    if record.home.closing:
+        paused += f"{record.home.closing}, what was admitted before is still served; "
     policy = record.home.policy
     return (
         f"{paused}waits by {policy.ordering} in class {flow.priority} of tenant {flow.tenant},"
@@ -171,12 +176,13 @@ def breakers(state: State, now_ns: int) -> list[tuple[str, str, str]]:
 
 
 def readiness(state: State) -> dict[str, str]:
-    """Per pool: "ready", "loading" or "unavailable: <why>" (ORCH-3010)."""
+    """Per pool: "ready", "loading", "draining", "drained" or "unavailable: <why>" (ORCH-3010, OC-POOL-3003)."""
     pools: dict[str, str] = {}
-    for home in state.sets:
-        for pool_id in home.policy.pool_ids:
-            pools[pool_id] = f"unavailable: {home.pool_reasons.get(pool_id, 'no replica has come up yet')}"
+    for pool_id, home in state.set_of_pool.items():
+        pools[pool_id] = f"unavailable: {home.pool_reasons.get(pool_id, 'no replica has come up yet')}"
     for replica in state.replicas.values():
         if replica.state == "ready" or (replica.state == "loading" and pools[replica.pool_id] != "ready"):
             pools[replica.pool_id] = replica.state
+    for pool_id, pool in state.pools.by_id.items():
+        pools[pool_id] = health.readiness(pool, state.pools)
     return pools

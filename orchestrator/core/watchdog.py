@@ -5,6 +5,7 @@ Each live task has one wake-up, for whatever can time out in its state.
 
 from contracts.tasks import Outcome
 from orchestrator.core import attempts, dispatch, endings, preemption, submissions
+from orchestrator.core.pools.records import POOLS_KEY
 from orchestrator.core.records import NS_PER_MS, TaskRecord
 from orchestrator.core.state import RETENTION_KEY, State
 
@@ -14,6 +15,8 @@ def expire(state: State) -> None:
     while (key := state.timers.pop_due(state.now_ns)) is not None:
         if key == RETENTION_KEY:
             state.trim_due = True
+        elif key == POOLS_KEY:
+            state.pools.touched = True
         else:
             _wake(state, state.tasks[key])
 

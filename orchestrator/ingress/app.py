@@ -1,7 +1,6 @@
-"""The ASGI application of the data plane, OrchQueue v1 (ORCH-3044)."""
+"""The ASGI application of data and control plane, OrchQueue v1 (ORCH-3044)."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import msgspec
@@ -12,13 +11,16 @@ from contracts.gateway import EventSource, Gateway
 from orchestrator.ingress.admission_log import log_admission, log_refusal
 from orchestrator.ingress.auth import Authenticator
 from orchestrator.ingress.budgets import budget_headers
+from orchestrator.ingress.control import ControlPlane
 from orchestrator.ingress.docs import Documents
 from orchestrator.ingress.errors import error_reply, internal, log_failure, refuse
 from orchestrator.ingress.http import (
     ASGIApp,
     BodyTooLarge,
     ClientGone,
+    Handler,
     Headers,
+    ItemHandler,
     Receive,
     Reply,
     Request,
@@ -39,17 +41,12 @@ from orchestrator.ingress.submission import (
 _log = structlog.get_logger(__name__)
 _encode = msgspec.json.Encoder().encode
 
-#: None: the response was sent already (a stream).
-Handler = Callable[[Request], Awaitable[Reply | None]]
-#: Takes the id in the path too.
-ItemHandler = Callable[[Request, str], Awaitable[Reply | None]]
-
 _TASKS = "/v1/tasks"
 _SESSIONS = "/v1/sessions"
 
 
 def build_app(gateway: Gateway, settings: IngressSettings) -> ASGIApp:
-    """The data plane over `gateway`. Reads the OpenAPI document, so raises OSError when that is missing."""
+    """Both planes over `gateway`. Reads the OpenAPI documents, so raises OSError when one is missing."""
     return Ingress(gateway, settings)
 
 
@@ -61,7 +58,8 @@ class Ingress:
         self._settings = settings
         self._auth = Authenticator(settings)
         self._departures = Departures(gateway, settings.cancel_timeout_ms)
-        documents = Documents(settings.openapi_path)
+        documents = Documents(settings.openapi_path, settings.control_openapi_path)
+        control = ControlPlane(gateway, settings.body_max_bytes)
         self._routes: dict[str, dict[str, Handler]] = {
             _TASKS: {"POST": self._submit},
             "/healthz": {"GET": _healthz},
@@ -69,6 +67,8 @@ class Ingress:
             "/metrics": {"GET": self._metrics},
             "/docs": {"GET": documents.page},
             "/openapi.json": {"GET": documents.openapi},
+            "/openapi-control.json": {"GET": documents.control_openapi},
+            **control.routes,
         }
         #: By the path before the id and the action behind it.
         self._item_routes: dict[tuple[str, str], dict[str, ItemHandler]] = {
@@ -76,7 +76,9 @@ class Ingress:
             (_TASKS, "stream"): {"GET": self._stream},
             (_TASKS, "cancel"): {"POST": self._cancel},
             (_SESSIONS, ""): {"GET": self._session, "DELETE": self._close_session},
+            **control.item_routes,
         }
+        self._collections = tuple({collection: None for collection, _ in self._item_routes})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -109,7 +111,7 @@ class Ingress:
         if methods is not None:
             handler = methods.get(request.method)
             return await handler(request) if handler else _wrong_method(methods)
-        for collection in (_TASKS, _SESSIONS):
+        for collection in self._collections:
             if path.startswith(collection + "/"):
                 name, slash, action = path[len(collection) + 1 :].partition("/")
                 item_methods = self._item_routes.get((collection, action)) if name and (action or not slash) else None

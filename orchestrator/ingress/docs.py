@@ -1,4 +1,4 @@
-"""`/openapi.json` and `/docs`: the frozen OpenAPI document, and a readable page made from it.
+"""The frozen OpenAPI documents of both planes as JSON, and `/docs`, a readable page made from them.
 
 The page is rendered once, loads nothing from anywhere, and runs no script.
 """
@@ -29,45 +29,67 @@ _HEADERS: Final = [(b"content-security-policy", b"default-src 'none'; style-src 
 
 
 class Documents:
-    """Both documents, ready to send. Raises OSError or msgspec.DecodeError for an unreadable file."""
+    """The documents and their page, ready to send. Raises OSError or msgspec.DecodeError for an unreadable file."""
 
-    def __init__(self, path: Path) -> None:
-        document = msgspec.yaml.decode(path.read_bytes(), type=dict[str, Any])
-        self._json = msgspec.json.encode(document)
-        self._page = render_page(document).encode()
+    def __init__(self, data_path: Path, control_path: Path) -> None:
+        data, control = (_read(path) for path in (data_path, control_path))
+        self._json = msgspec.json.encode(data)
+        self._control_json = msgspec.json.encode(control)
+        self._page = render_page({"/openapi.json": data, "/openapi-control.json": control}).encode()
 
     async def openapi(self, _request: Request) -> Reply:
         return Reply(200, self._json)
+
+    async def control_openapi(self, _request: Request) -> Reply:
+        return Reply(200, self._control_json)
 
     async def page(self, _request: Request) -> Reply:
         return Reply(200, self._page, b"text/html; charset=utf-8", list(_HEADERS))
 
 
-def render_page(document: Json) -> str:
-    """The document as one HTML page."""
-    info = document["info"]
-    operations = [
+def render_page(documents: dict[str, Json]) -> str:
+    """Documents by their addresses as one HTML page; a type of one name is the same in all of them."""
+    schemas: Json = {}
+    for document in documents.values():
+        schemas |= document["components"]["schemas"]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>llama-orch</title><style>{_STYLE}</style></head><body>"
+        + "".join(_contents(address, document) for address, document in documents.items())
+        + "".join(
+            _operation(document, *operation) for document in documents.values() for operation in _operations(document)
+        )
+        + "<h2>Types</h2>"
+        + "".join(_schema(name, schemas[name]) for name in sorted(schemas))
+        + "</body></html>"
+    )
+
+
+def _read(path: Path) -> Json:
+    return msgspec.yaml.decode(path.read_bytes(), type=dict[str, Any])
+
+
+def _operations(document: Json) -> list[tuple[str, str, Json]]:
+    return [
         (method, path, operation)
         for path, item in document["paths"].items()
         for method, operation in item.items()
         if method != "parameters"
     ]
+
+
+def _contents(address: str, document: Json) -> str:
+    """What a document is about, and links to its operations."""
+    info = document["info"]
     links = "".join(
         f'<li><a href="#{operation["operationId"]}"><code>{method.upper()} {escape(path)}</code></a> '
         f"{escape(operation['summary'])}</li>"
-        for method, path, operation in operations
+        for method, path, operation in _operations(document)
     )
-    schemas = document["components"]["schemas"]
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(info['title'])}</title><style>{_STYLE}</style></head><body>"
         f"<h1>{escape(info['title'])} <small>{escape(info['version'])}</small></h1>{_prose(info['description'])}"
-        f'<p><a href="/openapi.json">OpenAPI document</a></p><nav><ul>{links}</ul></nav>'
-        + "".join(_operation(document, *operation) for operation in operations)
-        + "<h2>Types</h2>"
-        + "".join(_schema(name, schema) for name, schema in schemas.items())
-        + "</body></html>"
+        f'<p><a href="{address}">OpenAPI document</a></p><nav><ul>{links}</ul></nav>'
     )
 
 
@@ -122,7 +144,8 @@ def _curl(document: Json, method: str, path: str, operation: Json) -> str:
     if operation.get("security", True):
         words.append('-H "Authorization: Bearer $LLORCH_API_KEY"')
     if "requestBody" in operation:
-        value = operation["requestBody"]["content"]["application/json"]["examples"]["prompt"]["value"]
+        examples = operation["requestBody"]["content"]["application/json"]["examples"]
+        value = next(iter(examples.values()))["value"]
         words.append("-d '" + json.dumps(value) + "'")
     for parameter in document["paths"][path].get("parameters", []):
         given = _resolve(document, parameter)

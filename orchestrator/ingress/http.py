@@ -106,6 +106,12 @@ class Request:
         await self.send({"type": "http.response.body", "body": reply.body, "more_body": False})
 
 
+#: None: the response was sent already (a stream).
+Handler = Callable[[Request], Awaitable[Reply | None]]
+#: Takes the id in the path too.
+ItemHandler = Callable[[Request, str], Awaitable[Reply | None]]
+
+
 def _path(scope: Scope) -> str:
     """The path below the mount point."""
     path: str = scope["path"]

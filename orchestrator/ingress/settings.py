@@ -7,8 +7,10 @@ import msgspec
 
 import contracts
 
-#: The frozen OpenAPI document of the data plane, as it lies beside the contracts.
-DATA_PLANE_DOCUMENT: Final = Path(contracts.__file__).parent / "openapi" / "data-plane.yaml"
+#: The frozen OpenAPI documents, as they lie beside the contracts.
+_OPENAPI: Final = Path(contracts.__file__).parent / "openapi"
+DATA_PLANE_DOCUMENT: Final = _OPENAPI / "data-plane.yaml"
+CONTROL_PLANE_DOCUMENT: Final = _OPENAPI / "control-plane.yaml"
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -28,3 +30,4 @@ class IngressSettings(msgspec.Struct, frozen=True):
     keepalive_ms: int = 15_000
     cancel_timeout_ms: int = 5_000
     openapi_path: Path = DATA_PLANE_DOCUMENT
+    control_openapi_path: Path = CONTROL_PLANE_DOCUMENT

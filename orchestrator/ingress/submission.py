@@ -5,7 +5,6 @@ scheduler's matter.
 """
 
 import hashlib
-from typing import Final, get_args
 from uuid import UUID
 
 import msgspec
@@ -15,20 +14,12 @@ from contracts.api import TaskRequest
 from contracts.engine import GenerateRequest
 from contracts.errors import OrchError
 from contracts.tasks import TaskInfo
+from orchestrator.ingress.bodies import read_json
 from orchestrator.ingress.errors import refuse
 
-_decode = msgspec.json.Decoder(TaskRequest).decode
+_decoder = msgspec.json.Decoder(TaskRequest)
 # Deterministic: the order of keys in maps does not change what a request is.
 _canonical = msgspec.msgpack.Encoder(order="deterministic").encode
-
-_CHOICES: Final[dict[str, tuple[str, ...]]] = {
-    "workload": get_args(api.Workload),
-    "engine": get_args(api.Engine),
-    "priority": get_args(api.Priority),
-    "determinism": get_args(api.Determinism),
-    "role": get_args(api.Role),
-    "kv_hint": ("reuse", "cold"),
-}
 
 
 class _EngineOnly(msgspec.Struct):
@@ -55,12 +46,7 @@ def engine_of(body: bytes) -> str:
 
 def parse_submission(body: bytes, tenant: str, correlation_id: str, one_call: bool, client: str = "") -> Submission:
     """Decode and check a body. Raises OrchError INVALID_PARAMS that names the field and what to do."""
-    try:
-        asked = _decode(body)
-    except msgspec.ValidationError as error:
-        raise refuse("INVALID_PARAMS", _explain(str(error))) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise refuse("INVALID_PARAMS", f"The body is not JSON in valid UTF-8: {error}. Send one JSON object.") from None
+    asked = read_json(_decoder, body)
     _check_content(asked)
     return _submission(asked, tenant, correlation_id, one_call, client)
 
@@ -159,20 +145,3 @@ def _check_content(asked: TaskRequest) -> None:
 
 def _invalid(asked: TaskRequest, message: str) -> OrchError:
     return refuse("INVALID_PARAMS", message, engine=asked.engine)
-
-
-def _explain(problem: str) -> str:
-    """Turn a decoder's complaint into "`$.field`: what is wrong; what to do"."""
-    what, _, where = problem.partition(" - at ")
-    where = where or "`$`"
-    what = what[:1].lower() + what[1:]
-    if "unknown field" in what:
-        return f"{where}: {what}; remove it, or correct its name."
-    if "missing required field" in what:
-        return f"{where}: {what}; add it."
-    choices = _CHOICES.get(where.strip("`").rpartition(".")[2])
-    if choices and "enum" in what:
-        return f"{where}: {what}; use one of {', '.join(choices)}."
-    if what == "invalid UUID":
-        return f"{where}: {what}; use the form 01234567-89ab-4cde-8f01-23456789abcd."
-    return f"{where}: {what}."

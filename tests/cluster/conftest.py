@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from adapters.testing.fake_llama_server import free_port, write_fake_binary
+from adapters.testing.fake_model import write_fake_model
 from tests.contract.interactions import DOWN_MODEL, KEY, MODEL, SMALL_QUEUE_MODEL
 
 OTHER_KEY = "llorch-other-test-key"
@@ -151,8 +152,7 @@ def fake_pool(pool_id: str, model_file: Path, binary: Path, options: str, **chan
 def configuration(directory: Path) -> dict[str, Any]:
     """Few pools, each with a purpose."""
     binary = write_fake_binary(directory)
-    model_file = directory / "fake.gguf"
-    model_file.write_bytes(b"a fake model for fake engines\n")
+    model_file = write_fake_model(directory / "fake.gguf")
     slow = "--fake-token-ms 20"
     # What is full is shown by tasks that are much longer than their deadlines; the oldest gives way.
     patient = {"on_time_percent_min": 0, "eviction": "lru"}

@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from adapters.testing.fake_llama_server import free_port, write_fake_binary
+from adapters.testing.fake_model import write_fake_model
 from tests.cluster.conftest import (
     MARK,
     OTHER_KEY,
@@ -43,8 +44,7 @@ EVENTS = {"Accept": "text/event-stream"}
 
 def settings(directory: Path) -> dict[str, Any]:
     """One pool with hard preemption, tenants of weights 3 and 1, a key with a rate, a budget of tokens."""
-    model_file = directory / "fake.gguf"
-    model_file.write_bytes(b"a fake model for a fake engine\n")
+    model_file = write_fake_model(directory / "fake.gguf")
     tenants = [{"id": "heavy", "weight": 3}, {"id": "light", "weight": 1}]
     pool = fake_pool(
         "fair",

@@ -1,10 +1,10 @@
-"""Verifies the committed pact against a running service, with provider states made for real over its public API.
+"""Verifies the committed pacts against a running service, with provider states made for real over its public API.
 
     verify("http://127.0.0.1:8000", HttpStates("http://127.0.0.1:8000").handlers())
 
 The service must know the key `llorch-test-key` and serve three models on llamacpp: `MODEL`;
-`SMALL_QUEUE_MODEL` with one slot, a queue capacity of 2 and the default full-queue policies; and
-`DOWN_MODEL`, whose pool has no ready replica.
+`SMALL_QUEUE_MODEL` in a pool called `small` with one slot, a queue capacity of 2 and the default
+full-queue policies; and `DOWN_MODEL`, whose pool has no ready replica.
 """
 
 import os
@@ -17,7 +17,7 @@ import httpx2
 from pact import Verifier
 
 from tests.contract.interactions import KEY
-from tests.contract.pact_file import PACT_FILE, PROVIDER
+from tests.contract.pact_file import PACT_FILES, PactFile
 
 os.environ.setdefault("PACT_DO_NOT_TRACK", "true")
 
@@ -29,12 +29,19 @@ FILL_MAX = 16
 
 
 def verify(base_url: str, state_handlers: dict[str, StateHandler], request_timeout_ms: int = 60_000) -> None:
-    """Replay every interaction of the pact. Raises RuntimeError when one does not match."""
+    """Replay every interaction of the pacts. Raises RuntimeError when one does not match."""
+    for pact_file in PACT_FILES:
+        _verify(pact_file, base_url, state_handlers, request_timeout_ms)
+
+
+def _verify(
+    pact_file: PactFile, base_url: str, state_handlers: dict[str, StateHandler], request_timeout_ms: int
+) -> None:
     address = urlsplit(base_url)
-    verifier = Verifier(PROVIDER, host=address.hostname or "127.0.0.1")
+    verifier = Verifier(pact_file.provider, host=address.hostname or "127.0.0.1")
     verifier.add_transport(protocol="http", port=address.port, scheme=address.scheme)
     verifier.set_request_timeout(request_timeout_ms).set_error_on_empty_pact()
-    verifier.add_source(PACT_FILE)
+    verifier.add_source(pact_file.path)
     failures: list[str] = []
     verifier.state_handler({name: _noting(make, failures) for name, make in state_handlers.items()}, teardown=True)
     try:
@@ -86,12 +93,13 @@ class HttpStates:
             "a full queue": self._full_queue,
             "a pool without a ready replica": self._down,
         }
-        return {name: self._handler(make) for name, make in states.items()}
+        made = {name: self._handler(make, "body") for name, make in states.items()}
+        return made | {"a ready pool": self._handler(self._ready_pool, "pool_id")}
 
-    def _handler(self, make: Callable[[dict[str, Any]], None]) -> StateHandler:
+    def _handler(self, make: Callable[[Any], None], parameter: str) -> StateHandler:
         def handle(state: str, action: str, parameters: Parameters) -> None:  # noqa: ARG001
             if action == "setup":
-                make((parameters or {})["body"])
+                make((parameters or {})[parameter])
             else:
                 self._clear()
 
@@ -126,6 +134,12 @@ class HttpStates:
 
     def _down(self, body: dict[str, Any]) -> None:
         self._submit(body, (503,))
+
+    def _ready_pool(self, pool_id: str) -> None:
+        until = time.monotonic() + self._timeout_s
+        while not (answer := self._http.get(f"/v1/pools/{pool_id}/health")).json().get("ready"):
+            assert time.monotonic() < until, f"pool {pool_id} is not ready: {answer.text}"
+            time.sleep(0.02)
 
     def _occupy(self, body: dict[str, Any], number: int) -> None:
         """Have a long task hold the pool's only slot."""

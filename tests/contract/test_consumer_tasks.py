@@ -4,13 +4,13 @@ import httpx2
 import pytest
 
 from tests.contract.interactions import CORRELATION_ID, REFUSED, SERVED, Interaction
-from tests.contract.pact_file import new_pact
+from tests.contract.pact_file import DATA_PLANE, PactFile, new_pact
 from tests.unit.ingress.asgi import parse_sse
 
 
-def ask(interaction: Interaction) -> httpx2.Response:
+def ask(interaction: Interaction, plane: PactFile = DATA_PLANE) -> httpx2.Response:
     """Send the interaction's request to a mock that knows only this one; any mismatch fails."""
-    pact = new_pact()
+    pact = new_pact(plane.provider)
     interaction.add_to(pact)
     headers = {"X-Correlation-Id": CORRELATION_ID, **interaction.headers}
     if interaction.authorization is not None:

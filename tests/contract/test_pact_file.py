@@ -1,13 +1,12 @@
-"""The committed pact is what the interactions say, and the data plane over a fake gateway keeps it."""
+"""The committed pacts are what the interactions say, and both planes over a fake gateway keep them."""
 
-import asyncio
 import hashlib
-import threading
 from collections.abc import Iterator
 
+import msgspec
 import pytest
-import uvicorn
 
+from contracts import openapi_control_examples as control
 from contracts import openapi_examples as ex
 from contracts.api import Admission, End, TaskStatus
 from contracts.engine import GenerateRequest
@@ -17,19 +16,25 @@ from contracts.tasks import TaskInfo
 from orchestrator.ingress.app import build_app
 from orchestrator.ingress.settings import IngressSettings, Key
 from tests.contract.interactions import DOWN_MODEL, KEY, MODEL, SMALL_QUEUE_MODEL
-from tests.contract.pact_file import PACT_FILE, render_pact
+from tests.contract.interactions_control import POOL
+from tests.contract.pact_file import PACT_FILES, PactFile
 from tests.contract.provider import HttpStates, verify
+from tests.contract.serving import serving
 from tests.unit.ingress.fake_gateway import FakeGateway
 
 QUEUE_CAPACITY = 2
 
 
-class FakePools(FakeGateway):
+class FakeCluster(FakeGateway):
     """Test double with the pools that the provider states need: short tasks end at once, long ones never."""
 
     def __init__(self) -> None:
         super().__init__()
         self.admission["on_time_probability"] = 0.97
+        replica = msgspec.structs.replace(control.REPLICA_READY, replica_id=f"{POOL}-0", model_ref=SMALL_QUEUE_MODEL)
+        self.healths[POOL] = msgspec.structs.replace(
+            control.HEALTHY, pool_id=POOL, model_ref=SMALL_QUEUE_MODEL, replicas=[replica]
+        )
 
     async def submit(self, task: TaskInfo, request: GenerateRequest) -> Admission:
         if task.task_id in self.tasks:
@@ -83,33 +88,18 @@ class FakePools(FakeGateway):
 
 @pytest.fixture
 def base_url() -> Iterator[str]:
-    """The data plane over the fake pools, on a free port, in a thread of its own."""
+    """The service over the fake cluster, on a free port."""
     settings = IngressSettings(keys=(Key("pact", "pact", hashlib.sha256(KEY.encode()).hexdigest()),))
-    app = build_app(FakePools(), settings)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", loop="asyncio"))
-    started = threading.Event()
-
-    async def startup_then_tell() -> None:
-        serving = asyncio.create_task(server.serve())
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.01)
-        started.set()
-        await serving
-
-    thread = threading.Thread(target=lambda: asyncio.run(startup_then_tell()), daemon=True)
-    thread.start()
-    assert started.wait(20)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(20)
-    assert not thread.is_alive()
+    app = build_app(FakeCluster(), settings)
+    with serving(app) as url:
+        yield url
 
 
-def test_the_committed_pact_is_up_to_date() -> None:
+@pytest.mark.parametrize("pact_file", PACT_FILES, ids=lambda pact_file: pact_file.provider)
+def test_the_committed_pact_is_up_to_date(pact_file: PactFile) -> None:
     again = "run `python -m tests.contract.pact_file`"
-    assert PACT_FILE.read_text(encoding="utf-8") == render_pact(), again
-    assert render_pact() == render_pact()
+    assert pact_file.path.read_text(encoding="utf-8") == pact_file.render(), again
+    assert pact_file.render() == pact_file.render()
 
 
 @pytest.mark.req(
@@ -120,12 +110,15 @@ def test_the_committed_pact_is_up_to_date() -> None:
     "ORCH-2005",
     "ORCH-2006",
     "ORCH-2007",
+    "ORCH-2103",
+    "ORCH-2104",
     "ORCH-3035",
+    "ORCH-3095",
     "OC-CTRL-2052",
 )
 # The verifier does not close the socket on which it serves the state handlers.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_the_data_plane_keeps_the_pact(base_url: str) -> None:
+def test_the_service_keeps_the_pacts(base_url: str) -> None:
     states = HttpStates(base_url)
     try:
         verify(base_url, states.handlers(), 5000)

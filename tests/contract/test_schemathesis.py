@@ -1,4 +1,4 @@
-"""Generated requests, good and bad: every answer is one that the OpenAPI document describes."""
+"""Generated requests, good and bad: every answer is one that the OpenAPI documents describe."""
 
 from typing import Any
 
@@ -15,11 +15,12 @@ from contracts.api import End
 from contracts.gateway import Tokens
 from contracts.openapi_examples import STARTED
 from orchestrator.ingress.app import build_app
-from orchestrator.ingress.settings import DATA_PLANE_DOCUMENT
+from orchestrator.ingress.settings import CONTROL_PLANE_DOCUMENT, DATA_PLANE_DOCUMENT
 from tests.unit.ingress.asgi import KEY, SETTINGS, parse_sse
 from tests.unit.ingress.fake_gateway import FakeGateway
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(DATA_PLANE_DOCUMENT.read_text(encoding="utf-8"))
+CONTROL: dict[str, Any] = yaml.safe_load(CONTROL_PLANE_DOCUMENT.read_text(encoding="utf-8"))
 
 
 def body_conformance(context: Any, response: Any, case: Any) -> bool | None:
@@ -53,28 +54,44 @@ def plain_integers(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def data_plane() -> Any:
-    """The data plane over a fake gateway that finishes every task at once."""
+def service() -> Any:
+    """Both planes over a fake gateway that finishes every task at once and knows every model."""
     gateway = FakeGateway()
+    gateway.models.clear()
     gateway.script = [STARTED, Tokens(0, [" A", " queue"]), End(2, 35, "stop", 9)]
     return build_app(gateway, msgspec.structs.replace(SETTINGS, body_max_bytes=4 * 1024 * 1024))
 
 
 schema = schemathesis.openapi.from_dict(DOCUMENT)
-schema.app = data_plane()
-
-
-@pytest.mark.req("ORCH-2001", "ORCH-2002", "ORCH-2003", "ORCH-2006", "OC-CTRL-2030", "OC-CTRL-2052")
-@schema.parametrize()
-@seed(20)
-@settings(
+control_schema = schemathesis.openapi.from_dict(CONTROL)
+schema.app = control_schema.app = service()
+generated = settings(
     max_examples=12,
     deadline=None,
     database=None,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )
+
+
+@pytest.mark.req("ORCH-2001", "ORCH-2002", "ORCH-2003", "ORCH-2006", "OC-CTRL-2030", "OC-CTRL-2052")
+@schema.parametrize()
+@seed(20)
+@generated
 def test_answers_conform_to_the_document(case: Any) -> None:
+    conform(case)
+
+
+@pytest.mark.req("ORCH-2101", "ORCH-2102", "ORCH-2103", "ORCH-2104", "ORCH-3095", "ORCH-3096", "OC-CTRL-2030")
+@control_schema.parametrize()
+@seed(20)
+@generated
+def test_answers_conform_to_the_control_planes_document(case: Any) -> None:
+    conform(case)
+
+
+def conform(case: Any) -> None:
+    """Send the request with a key and compare the answer with the document."""
     case.headers = {**(case.headers or {}), "Authorization": f"Bearer {KEY}"}
     case.body = plain_integers(case.body)
     case.call_and_validate(checks=CONFORMANCE)

@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from adapters import create_adapter
 from adapters.llamacpp import LlamaCppAdapter
@@ -235,3 +237,45 @@ async def test_killing_the_engine_mid_stream_is_a_worker_reset(other_engine: Lla
     assert ended.stderr_tail
     await other_engine.launch()
     assert len(await collect(other_engine, "a", request("Again", max_tokens=1))) == 2
+
+
+@pytest.mark.req("ORCH-3003", "OC-POOL-3002")
+async def test_the_memory_reckoned_covers_what_is_taken(engine: LlamaCppAdapter) -> None:
+    need = await engine.memory_need()
+    # 30 layers of 3 heads, keys and values of 64, two bytes each; the file but for its header.
+    assert need.kv_slot_bytes == CTX * 30 * 3 * 128 * 2
+    assert 92 * 2**20 < need.weights_bytes < 93 * 2**20
+    # The engine has its whole cache from the start, so that short prompts show all that it takes.
+    await asyncio.gather(*(collect(engine, f"{n}", request(f"{n}", max_tokens=4)) for n in range(SLOTS)))
+    status = Path(f"/proc/{engine.pid}/status").read_text()
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert peak is not None
+    assert int(peak[1]) * 1024 < need.host_bytes < 2 * int(peak[1]) * 1024
+
+
+@pytest.mark.req("ORCH-3003", "ORCH-3037", "OC-POOL-3002")
+async def test_a_model_that_was_not_copied_in_full_is_found_out_before_and_at_launch(
+    spec: EngineSpec, tmp_path: Path
+) -> None:
+    part = tmp_path / "part.gguf"
+    with Path(spec.model_path).open("rb") as whole:
+        part.write_bytes(whole.read(8_000_000))
+    adapter = LlamaCppAdapter(replace(spec, model_path=str(part)))
+    with pytest.raises(EngineError, match="not copied in full") as reckoned:
+        await adapter.memory_need()
+    with pytest.raises(EngineError, match="ended while starting") as launched:
+        await adapter.launch()
+    assert reckoned.value.kind == launched.value.kind == "model"
+    assert any("corrupted or incomplete" in line for line in launched.value.stderr_tail)
+
+
+@pytest.mark.req("ORCH-3020")
+async def test_packed_caches_and_a_draft_model_are_taken(spec: EngineSpec) -> None:
+    args = ("-ctk", "q8_0", "-ctv", "q8_0", "-md", spec.model_path)
+    adapter = LlamaCppAdapter(replace(spec, slots=2, ctx=256, args=args))
+    need = await adapter.memory_need()
+    assert need.kv_slot_bytes == 256 * 30 * 192 * 2 * (34 + 2 * 32) // 32
+    await adapter.launch()
+    assert (await adapter.properties()).kv_token_bytes == 30 * 192 * 2 * 34 // 32
+    assert isinstance((await collect(adapter, "a", request("Once", max_tokens=4)))[-1], Finish)
+    await adapter.close()

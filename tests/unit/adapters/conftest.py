@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from adapters.llamacpp import LlamaCppAdapter
 from adapters.testing.fake_llama_server import write_fake_binary
+from adapters.testing.fake_model import write_fake_model
 from contracts.engine import EngineSpec
 
 Launch = Callable[..., Awaitable[LlamaCppAdapter]]
@@ -16,14 +17,12 @@ Launch = Callable[..., Awaitable[LlamaCppAdapter]]
 @pytest.fixture
 def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
     monkeypatch.setenv("LLORCH_CACHE_DIR", str(tmp_path / "cache"))
-    model = tmp_path / "model.gguf"
-    model.write_bytes(b"weights")
     return EngineSpec(
         engine="llamacpp",
         pool_id="p",
         replica_id="p-0",
         model="m",
-        model_path=str(model),
+        model_path=str(write_fake_model(tmp_path / "model.gguf")),
         ctx=256,
         slots=2,
         accelerator="cpu-dev",
@@ -34,11 +33,11 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
 
 @pytest.fixture
 async def launch(spec: EngineSpec) -> AsyncIterator[Launch]:
-    """Launch adapters with extra engine arguments; all are closed at the end."""
+    """Launch adapters with extra engine arguments and changes of the spec; all are closed at the end."""
     adapters = []
 
-    async def start(*args: str) -> LlamaCppAdapter:
-        adapter = LlamaCppAdapter(replace(spec, args=args))
+    async def start(*args: str, **changes: object) -> LlamaCppAdapter:
+        adapter = LlamaCppAdapter(replace(spec, args=args, **changes))
         adapters.append(adapter)
         await adapter.launch()
         return adapter

@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
+
+import msgspec
 
 from contracts import messages as wire
 from contracts.engine import (
@@ -19,23 +22,30 @@ from contracts.engine import (
 )
 from contracts.errors import ErrorInfo
 from contracts.gateway import StreamEvent, Tokens
+from contracts.gpus import MemoryNeed
 from contracts.policies import (
     PoolPolicy,
     PreemptionPolicy,
     QueuePolicy,
+    RestartPolicy,
     ResultPolicy,
+    ScalingPolicy,
     SchedulerConfig,
     SessionPolicy,
     SetPolicy,
 )
+from contracts.pools import NodeInfo, ReplicaOrder
 from contracts.tasks import TaskInfo
 from orchestrator.cluster.gateway import ClusterGateway
+from orchestrator.cluster.pool_manager import PoolManager, name_of
 from orchestrator.cluster.replica_host import ReplicaHost
 from orchestrator.cluster.scheduler_service import SchedulerService
 
+FIXED = ScalingPolicy(1, 1, 1)
+RESTART = RestartPolicy(backoff_min_ms=20, backoff_max_ms=200, jitter_percent=0)
 SECRET = b"0123456789abcdef0123456789abcdef"
 NODE, HOST, MODEL = "node-1", "127.0.0.1", "scripted-model"
-SPEC = EngineSpec("llamacpp", "pool", "pool-0", MODEL, "", 2048, 2, "cpu-dev", zone="hall-2")
+SPEC = EngineSpec("llamacpp", "pool", "pool-0", MODEL, "", 2048, 2, "cpu-dev", zone="hall-2", incarnation=1)
 
 
 class ScriptedAdapter:
@@ -44,8 +54,9 @@ class ScriptedAdapter:
     `self_test_token_s` is its pace while it is tested, from which the scheduler takes what a token costs.
     """
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, launched: "list[ScriptedAdapter] | None" = None) -> None:
         self.spec = spec
+        self.launched = launched
         self.gate = asyncio.Event()
         self.gate.set()
         self.exit: asyncio.Future[EngineExit] = asyncio.get_running_loop().create_future()
@@ -55,8 +66,13 @@ class ScriptedAdapter:
         self.self_test_token_s = 0.0
         self.word = "t"
 
+    async def memory_need(self) -> MemoryNeed:
+        return MemoryNeed(1, 1, 1, 1)
+
     async def launch(self) -> None:
         await asyncio.sleep(0)
+        if self.launched is not None:
+            self.launched.append(self)
 
     async def wait_exit(self) -> EngineExit:
         return await asyncio.shield(self.exit)
@@ -96,11 +112,61 @@ class ScriptedAdapter:
         self.canceled.append(attempt_key)
 
     async def metrics(self) -> EngineMetrics:
-        return EngineMetrics()
+        return EngineMetrics(requests_processing=len(self.active))
 
     async def close(self) -> None:
         if not self.exit.done():
             self.exit.set_result(EngineExit(0))
+
+
+class ScriptedFleet:
+    """Ray as the pool manager sees it, in memory: groups are names, actors are replica hosts in this loop."""
+
+    def __init__(self, cluster: "Cluster") -> None:
+        self._cluster = cluster
+        self.live: tuple[NodeInfo, ...] = ()
+        self.hosts: dict[str, asyncio.Task[None]] = {}
+        self.groups: dict[str, ReplicaOrder] = {}
+
+    async def nodes(self) -> tuple[NodeInfo, ...]:
+        return self.live
+
+    async def existing(self) -> set[str]:
+        return set(self.groups)
+
+    async def reserve(self, order: ReplicaOrder, _nodes: tuple[NodeInfo, ...]) -> ReplicaOrder:
+        return self.groups.setdefault(name_of(order), order)
+
+    async def placed_on(self, group: ReplicaOrder) -> tuple[str, str]:
+        here = any(node.node_id == group.node_id for node in self.live)
+        return (group.node_id, "") if here else ("", "pending: infeasible")
+
+    async def start(self, order: ReplicaOrder, _group: ReplicaOrder, _node_id: str) -> Any:
+        name = name_of(order)
+        if name not in self.hosts or self.hosts[name].done():
+            cluster = self._cluster
+            spec = msgspec.structs.replace(SPEC, replica_id=order.replica_id, incarnation=order.incarnation)
+            host = ReplicaHost(spec, cluster.make_adapter, SECRET, cluster.locate, NODE, HOST)
+            self.hosts[name] = asyncio.create_task(host.run())
+        return SimpleNamespace(run=SimpleNamespace(remote=lambda: self._end_of(name)))
+
+    async def _end_of(self, name: str) -> None:
+        await asyncio.wait({self.hosts[name]})
+        raise RuntimeError(f"replica {name} was killed")
+
+    async def end(self, name: str) -> None:
+        self.groups.pop(name, None)
+        await _stopped(self.hosts.get(name))
+
+    async def end_all(self) -> None:
+        for host in list(self.hosts.values()):
+            await _stopped(host)
+
+
+async def _stopped(task: "asyncio.Task[None] | None") -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class Cluster:
@@ -119,7 +185,7 @@ class Cluster:
             model_refs=(MODEL,),
             ctx=2048,
             sampler_profile_version="v1",
-            pools=(PoolPolicy("pool"),),
+            pools=(PoolPolicy("pool", scaling=FIXED, restart=RESTART, slots=2, accelerator="cpu-dev"),),
             capacity=8,
             queues=queues,
             wall_timeout_ms=60_000,
@@ -134,30 +200,38 @@ class Cluster:
         self.scheduler = SchedulerService(self.config, SECRET)
         self.endpoint: wire.Endpoint | None = None
         self.gateways: list[ClusterGateway] = []
-        self.host: asyncio.Task[None] | None = None
+        self.fleet = ScriptedFleet(self)
+        self.manager: asyncio.Task[None] | None = None
 
     async def locate(self) -> wire.Endpoint:
         assert self.endpoint is not None
         return self.endpoint
 
     def make_adapter(self, spec: EngineSpec) -> EngineAdapter:
-        adapter = ScriptedAdapter(spec)
+        adapter = ScriptedAdapter(spec, self.adapters)
         adapter.silent = self.make_silent
         adapter.self_test_token_s = self.self_test_token_s
-        self.adapters.append(adapter)
         return adapter
 
     async def start(self) -> None:
         self.endpoint = await self.scheduler.start(NODE, HOST)
+        self.start_manager()
+
+    def start_manager(self) -> None:
+        manager = PoolManager(self.fleet, SECRET, self.locate, NODE)
+        self.manager = asyncio.create_task(manager.run())
+
+    async def stop_manager(self) -> None:
+        await _stopped(self.manager)
 
     def start_replica(self) -> None:
-        host = ReplicaHost(SPEC, self.make_adapter, SECRET, self.locate, NODE, HOST)
-        self.host = asyncio.create_task(host.run())
+        """A node joins, on which the replica that is ordered finds room."""
+        self.fleet.live = (NodeInfo(NODE),)
 
     async def stop_replica(self) -> None:
-        assert self.host is not None
-        self.host.cancel()
-        await asyncio.gather(self.host, return_exceptions=True)
+        """The node is gone, and with it what ran there."""
+        self.fleet.live = ()
+        await self.fleet.end_all()
 
     def gateway(self) -> ClusterGateway:
         gateway = ClusterGateway(SECRET, self.locate, NODE, f"ingress-{len(self.gateways)}", 50)
@@ -173,8 +247,8 @@ class Cluster:
     async def close(self) -> None:
         for gateway in self.gateways:
             await gateway.close()
-        if self.host is not None:
-            await self.stop_replica()
+        await self.stop_manager()
+        await self.fleet.end_all()
         await self.scheduler.close()
 
 

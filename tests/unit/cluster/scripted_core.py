@@ -84,6 +84,12 @@ class ScriptedCore:
     def shares(self) -> list[tuple[str, str, str, float]]:
         return [("set", "batch", "acme", 1.0)]
 
+    def set_policies(self) -> list[SetPolicy]:
+        return list(CONFIG.sets)
+
+    def pool_health(self, _now_ns: int, _pool_id: str) -> None:
+        return None
+
     def breakers(self, _now_ns: int) -> list[tuple[str, str, str]]:
         return [("pool", "batch", "half-open")]
 

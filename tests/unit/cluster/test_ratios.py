@@ -19,7 +19,7 @@ class Kept:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._promises = Promises(CONFIG, self.registry)
+        self._promises = Promises({policy.set_id: policy for policy in CONFIG.sets}, self.registry)
 
     def end(self, outcome: Outcome, at_ns: int = DEADLINE_NS, priority: str = "interactive") -> None:
         live = LiveTask(task("a", priority=priority), b"", 0)

@@ -152,7 +152,7 @@ def test_ids_and_keys_are_unique() -> None:
 def test_tensor_split_needs_a_ratio_for_each_device_and_sums_to_one(split: str, is_good: bool) -> None:
     text = POOL.replace("cpu-dev", "gpu") + f"    devices: [0, 1]\n    tensor_split: {split}\n"
     if is_good:
-        assert any("`tensor_split` is accepted but not enforced" in warning.message for warning in good(text).warnings)
+        assert not any("tensor_split" in warning.message for warning in good(text).warnings)
     else:
         assert place(only(text)) == (7, 19)
 

@@ -8,11 +8,14 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 
-from contracts import config, config_scheduling
+from contracts import config, config_pools, config_scheduling
 from contracts.generate import render_config_schema
 from orchestrator.config_yaml import parse
 from orchestrator.configfile import loads
 from tools.trace import ROOT, source_files
+
+#: Under examples/ and for other programs: scenarios of the simulator, files for `ray up` and for KubeRay.
+NOT_OURS = ("examples/simulation/", "examples/kuberay/", "examples/cluster-local.yaml")
 
 FENCE = re.compile(r"^```ya?ml\n(# llorch config\n.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -22,7 +25,7 @@ def shown() -> list[tuple[str, str]]:
     found = []
     for name in source_files():
         text = (ROOT / name).read_text() if name.endswith((".md", ".yaml")) else ""
-        if name.startswith("examples/simulation/"):
+        if name.startswith(NOT_OURS):
             continue
         if name.startswith("examples/") and name.endswith(".yaml"):
             found.append((name, text))
@@ -50,7 +53,7 @@ def sections() -> list[type[BaseModel]]:
     """Every section that a file can have, but for those that are not enforced yet."""
     found = {
         kind
-        for module in (config, config_scheduling)
+        for module in (config, config_pools, config_scheduling)
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, BaseModel)
     }

@@ -4,11 +4,14 @@ import pytest
 
 from contracts.policies import (
     BudgetPolicy,
+    LeasePolicy,
     PoolPolicy,
     PreemptionPolicy,
     QueuePolicy,
     RatePolicy,
+    RestartPolicy,
     ResultPolicy,
+    ScalingPolicy,
     SessionPolicy,
     TenantPolicy,
 )
@@ -99,7 +102,69 @@ def test_masks_and_canaries_stay_with_their_pools() -> None:
     gpus = pool("a", "devices: [0, 2]").replace("cpu-dev", "gpu")
     canary = pool("b", "devices: [1]", "canary_percent: 10").replace("cpu-dev", "gpu")
     (home,) = scheduled("pools:\n" + gpus + canary).sets
-    assert home.pools == (PoolPolicy("a", ("0", "2")), PoolPolicy("b", ("1",), canary_percent=10))
+    told = [(each.pool_id, each.devices, each.canary_percent) for each in home.pools]
+    assert told == [("a", ("0", "2"), None), ("b", ("1",), 10)]
+
+
+@pytest.mark.req("ORCH-3053", "OC-POOL-3011")
+def test_a_small_pool_keeps_its_number_and_what_the_scheduler_takes_for_granted() -> None:
+    """The defaults of the file and of the scheduler are the same, so that neither has to say them."""
+    built = scheduled(POOL + "    replicas: 3\n")
+    ((pool,),) = [home.pools for home in built.sets]
+    assert pool == PoolPolicy(
+        "a",
+        scaling=ScalingPolicy(3, 3, 3),
+        model_ref="smollm2-135m-instruct",
+        slots=4,
+        accelerator="cpu-dev",
+    )
+    assert (built.lease, built.jitter_seed) == (LeasePolicy(), 0)
+
+
+@pytest.mark.req("ORCH-3053", "ORCH-3031", "OC-POOL-3011")
+def test_what_the_file_says_of_a_pool_is_what_the_scheduler_is_told() -> None:
+    text = (
+        POOL.replace("cpu-dev", "gpu")
+        + """\
+    devices: [1, 3]
+    zone: hall-1
+    slots: 6
+    replicas: 2
+    scaling: {min: 0, max: 5, target_wait_ms: 7, up_after_ms: 8, down_after_ms: 9}
+    restart: {backoff_min_ms: 1, backoff_max_ms: 2, jitter_percent: 3, stable_after_ms: 4, breaker_failures: 5}
+    drain_ms: 0
+    reload_timeout_ms: 11
+lease: {ttl_ms: 1000, lost_ms: 1001}
+"""
+    )
+    built = scheduled(text)
+    assert built.sets[0].pools == (
+        PoolPolicy(
+            "a",
+            devices=("1", "3"),
+            scaling=ScalingPolicy(0, 5, 2, target_wait_ms=7, up_after_ms=8, down_after_ms=9),
+            restart=RestartPolicy(1, 2, 3, 4, 5),
+            model_ref="smollm2-135m-instruct",
+            slots=6,
+            accelerator="gpu",
+            zone="hall-1",
+            drain_ms=0,
+            reload_timeout_ms=11,
+        ),
+    )
+    assert built.lease == LeasePolicy(ttl_ms=1000, lost_ms=1001)
+
+
+@pytest.mark.parametrize(("scaling", "bounds"), [("{min: 1}", (1, 2)), ("{max: 4}", (2, 4)), ("{}", (2, 2))])
+def test_a_bound_that_is_left_out_is_the_number_that_a_pool_starts_with(scaling: str, bounds: tuple[int, int]) -> None:
+    ((pool,),) = [home.pools for home in scheduled(POOL + f"    replicas: 2\n    scaling: {scaling}\n").sets]
+    assert pool.scaling is not None
+    assert (pool.scaling.replicas_min, pool.scaling.replicas_max) == bounds
+
+
+def test_a_pool_may_start_with_nothing() -> None:
+    ((pool,),) = [home.pools for home in scheduled(POOL + "    replicas: 0\n    scaling: {max: 3}\n").sets]
+    assert pool.scaling == ScalingPolicy(0, 3, 0)
 
 
 @pytest.mark.req("ORCH-3036", "ORCH-3077")

@@ -72,6 +72,13 @@ def test_one_side_serves_all_when_the_other_is_down(lost: str, left: str) -> Non
         made.tell(ended(session_id, 1, left))
 
 
+@pytest.mark.req("OC-CORE-1013")
+def test_the_one_canary_that_is_left_serves_the_sessions_of_another() -> None:
+    made = Core(replica_set(pools=POOLS), ready=(replica("d0", pool_id="pool-d", slots=100),))
+    for n in range(100):
+        assert placed(made, f"t{n}", f"session-{n}") == "d0"
+
+
 @pytest.mark.req("OC-CORE-1013", "ORCH-3029", "ORCH-3004")
 def test_a_slot_of_the_other_side_counts_neither_as_a_start_at_once_nor_as_a_place() -> None:
     made = core(capacity=1)

@@ -10,6 +10,7 @@ from contracts.engine import GenerateRequest
 from contracts.errors import ErrorInfo, OrchError
 from contracts.gateway import Readiness, StreamEvent, Tokens
 from contracts.tasks import TaskInfo
+from tests.unit.ingress.fake_pools import FakePools
 
 NOT_FOUND = ErrorInfo("NOT_FOUND", "There is no such task.", retriable=False)
 NO_SESSION = ErrorInfo("NOT_FOUND", "There is no such session.", retriable=False)
@@ -31,10 +32,11 @@ class FakeTask:
         return last if isinstance(last, End | ErrorInfo) else None
 
 
-class FakeGateway:
+class FakeGateway(FakePools):
     """`script` is what happens to each task right after its admission; `feed` adds to that later."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.tasks: dict[str, FakeTask] = {}
         self.script: list[StreamEvent] = []
         self.admission: dict[str, Any] = {"queue_position": 0, "predicted_start_ms": 0, "backoff_ms": 0}

@@ -6,13 +6,14 @@ from uuid import UUID
 
 import pytest
 import structlog
+import yaml
 
 from contracts import openapi_examples as ex
 from contracts.api import API_VERSION, End
 from contracts.errors import ErrorInfo
 from contracts.gateway import Readiness
 from orchestrator.ingress.app import build_app
-from orchestrator.ingress.settings import IngressSettings
+from orchestrator.ingress.settings import CONTROL_PLANE_DOCUMENT, DATA_PLANE_DOCUMENT, IngressSettings
 from tests.unit.ingress.asgi import KEY, OTHER_KEY, Call, Exchange, task_body
 from tests.unit.ingress.fake_gateway import FakeGateway
 
@@ -41,6 +42,15 @@ EVERY_ANSWER = [
     ("GET", "/metrics", b"", {}, 200),
     ("GET", "/docs", b"", {}, 200),
     ("GET", "/openapi.json", b"", {}, 200),
+    ("GET", "/openapi-control.json", b"", {}, 200),
+    ("GET", "/v1/pools", b"", {}, 200),
+    ("GET", "/v1/pools/smollm2/health", b"", {}, 200),
+    ("POST", "/v1/pools/smollm2/drain", {"deadline_ms": 0}, {}, 202),
+    ("POST", "/v1/pools/smollm2/drain", b"", {}, 400),
+    ("POST", "/v1/pools/nobody/drain", {"deadline_ms": 0}, {}, 404),
+    ("POST", "/v1/pools/smollm2/promote", b"", {}, 409),
+    ("POST", "/v1/pools/smollm2/reload", b"x" * 20_000, {}, 413),
+    ("GET", "/v1/pools/smollm2/drain", b"", {}, 405),
 ]
 
 
@@ -81,6 +91,14 @@ GUARDED = [
     ("GET", SESSION),
     ("DELETE", SESSION),
     ("GET", "/v1/x"),
+    ("GET", "/v1/pools"),
+    ("GET", "/v1/pools/smollm2/health"),
+    ("POST", "/v1/pools/smollm2/drain"),
+    ("POST", "/v1/pools/smollm2/reload"),
+    ("POST", "/v1/pools/smollm2/promote"),
+    ("POST", "/v1/pools/smollm2/rollback"),
+    ("GET", "/v1/replicasets"),
+    ("GET", "/v1/capabilities"),
 ]
 
 
@@ -195,6 +213,14 @@ async def test_a_refusal_is_logged_with_its_reason(call: Call, gateway: FakeGate
         ("PUT", SESSION, "GET, DELETE"),
         ("POST", "/healthz", "GET"),
         ("OPTIONS", "/docs", "GET"),
+        ("POST", "/v1/pools", "GET"),
+        ("POST", "/v1/pools/smollm2/health", "GET"),
+        ("GET", "/v1/pools/smollm2/drain", "POST"),
+        ("PUT", "/v1/pools/smollm2/reload", "POST"),
+        ("GET", "/v1/pools/smollm2/promote", "POST"),
+        ("GET", "/v1/pools/smollm2/rollback", "POST"),
+        ("DELETE", "/v1/replicasets", "GET"),
+        ("POST", "/v1/capabilities", "GET"),
     ],
 )
 async def test_a_wrong_method_is_405_with_allow(call: Call, method: str, path: str, allowed: str) -> None:
@@ -216,6 +242,13 @@ async def test_a_wrong_method_is_405_with_allow(call: Call, method: str, path: s
         "/v1/sessions",
         "/v1/sessions/",
         SESSION + "/stream",
+        "/v1/pools/",
+        "/v1/pools/smollm2",
+        "/v1/pools/smollm2/",
+        "/v1/pools/smollm2/health/",
+        "/v1/pools//health",
+        "/v1/pools/smollm2/nothing",
+        "/v1/replicasets/x",
         "/v1/chat/completions",
     ],
 )
@@ -251,25 +284,47 @@ async def test_readiness_and_metrics(call: Call, gateway: FakeGateway) -> None:
     assert metrics.body == await gateway.metrics()
 
 
-@pytest.mark.req("ORCH-3044")
+@pytest.mark.req("ORCH-3044", "ORCH-3096")
 async def test_the_documents(call: Call) -> None:
-    document = (await call("GET", "/openapi.json", authorization="")).json
-    assert document["info"]["version"] == API_VERSION
+    data = (await call("GET", "/openapi.json", authorization="")).json
+    control = (await call("GET", "/openapi-control.json", authorization="")).json
+    assert "/v1/tasks" in data["paths"]
+    assert "/v1/pools/{id}/drain" in control["paths"]
     page = await call("GET", "/docs", authorization="")
     text = page.body.decode()
     assert page.headers["content-type"] == "text/html; charset=utf-8"
-    for path, item in document["paths"].items():
-        assert path in text
-        for method in item.keys() - {"parameters"}:
-            assert f'id="{item[method]["operationId"]}"' in text
-    for field in document["components"]["schemas"]["TaskRequest"]["properties"]:
-        assert f"<code>{field}</code>" in text
+    for document in (data, control):
+        assert document["info"]["version"] == API_VERSION
+        assert document["info"]["title"] in text
+        for path, item in document["paths"].items():
+            assert path in text
+            for method in item.keys() - {"parameters"}:
+                assert f'id="{item[method]["operationId"]}"' in text
+        for name in document["components"]["schemas"]:
+            assert text.count(f'id="schema-{name}"') == 1
+    for address in ("/openapi.json", "/openapi-control.json"):
+        assert f'href="{address}"' in text
+    for schema, document in (("TaskRequest", data), ("PoolHealth", control)):
+        for field in document["components"]["schemas"][schema]["properties"]:
+            assert f"<code>{field}</code>" in text
     assert "curl -sS -N" in text
     assert "-X DELETE \\\n  -H" in text.replace("&quot;", '"')
+    assert "$LLORCH_URL/v1/pools/smollm2/rollback" in text
     assert SESSION in text
     assert "<script" not in text
     assert "src=" not in text
     assert "https://" not in text
+
+
+def test_a_type_of_one_name_is_the_same_in_both_documents() -> None:
+    """The page shows each type once."""
+    data, control = (
+        yaml.safe_load(path.read_text(encoding="utf-8"))["components"]["schemas"]
+        for path in (DATA_PLANE_DOCUMENT, CONTROL_PLANE_DOCUMENT)
+    )
+    shared = data.keys() & control.keys()
+    assert "ErrorInfo" in shared
+    assert [name for name in shared if data[name]["properties"].keys() != control[name]["properties"].keys()] == []
 
 
 async def test_a_mount_point_is_left_out_of_the_path(app: Any) -> None:

@@ -1,0 +1,227 @@
+"""The pool manager: makes what the scheduler orders exist, and tells what becomes of it (OC-POOL-3001).
+
+It decides nothing and remembers nothing: the scheduler's core decides, and what exists is found again by its
+names. A manager that was restarted is sent all orders, takes over what fits them and ends the rest.
+"""
+
+import asyncio
+import contextlib
+from typing import Any, Final, Protocol
+
+import structlog
+
+from contracts import control_messages as wire
+from contracts.base import Event
+from contracts.pools import (
+    NodeInfo,
+    NodesSeen,
+    OrderReplica,
+    ReplicaGone,
+    ReplicaOrder,
+    ReplicaPlaced,
+    ReplicaUnplaced,
+    RetireReplica,
+)
+from orchestrator.cluster.channel import connect
+from orchestrator.cluster.connection import ChannelError, Connection
+from orchestrator.cluster.scheduler_link import Locate
+
+log = structlog.get_logger(__name__)
+
+NODES_POLL_S: Final = 0.5
+PLACED_POLL_S_MIN: Final = 0.1
+PLACED_POLL_S_MAX: Final = 2.0
+RECONNECT_BACKOFF_S: Final = 0.2
+#: Orders that wait to be carried out; a scheduler that sends more is asked for all of them anew.
+INBOX_MAX: Final = 10_000
+
+
+class Actor(Protocol):
+    """A replica's actor: `run.remote()` ends when the replica does."""
+
+    run: Any
+
+
+class Fleet(Protocol):
+    """Nodes, placement groups and replica actors. Names are those of `name_of`."""
+
+    async def nodes(self) -> tuple[NodeInfo, ...]:
+        """Live nodes, by id."""
+
+    async def existing(self) -> set[str]:
+        """Names of the groups that are there, whoever made them."""
+
+    async def reserve(self, order: ReplicaOrder, nodes: tuple[NodeInfo, ...]) -> Any:
+        """The replica's placement group: the one that is there, or a new one; off `nodes` if it names no node."""
+
+    async def placed_on(self, group: Any) -> tuple[str, str]:
+        """(node of a group, empty until it has one; what is said meanwhile)."""
+
+    async def start(self, order: ReplicaOrder, group: Any, node_id: str) -> Actor:
+        """The replica's actor: the one that is there, or a new one in its group."""
+
+    async def end(self, name: str) -> None:
+        """End a replica's actor, engine first, and give its resources back; fine if nothing is there."""
+
+
+def name_of(order: ReplicaOrder) -> str:
+    """Under which a replica's group and actor are found again."""
+    return f"{order.replica_id}-{order.incarnation}"
+
+
+class PoolManager:
+    """One keeper task for each replica. `run` returns only by cancellation."""
+
+    def __init__(self, fleet: Fleet, secret: bytes, locate: Locate, node_id: str) -> None:
+        self._fleet = fleet
+        self._secret = secret
+        self._locate = locate
+        self._node_id = node_id
+        self._link: Connection | None = None
+        self._unlinked = asyncio.Event()
+        self._nodes: tuple[NodeInfo, ...] = ()
+        self._orders: dict[str, ReplicaOrder] = {}
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._inbox: asyncio.Queue[Any] = asyncio.Queue(INBOX_MAX)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._keep_linked())
+            loops.create_task(self._watch_nodes())
+            loops.create_task(self._carry_out(loops))
+
+    # ------------------------------------------------------------------- scheduler
+
+    async def _keep_linked(self) -> None:
+        while True:
+            with contextlib.suppress(ChannelError):
+                link = await connect(
+                    await self._locate(),
+                    self._node_id,
+                    self._secret,
+                    "manager",
+                    "pool-manager",
+                    wire.ToManager,
+                    self._received,
+                    lambda _connection: self._unlinked.set(),
+                )
+                self._unlinked.clear()
+                self._link = link
+                if self._nodes:
+                    link.send(NodesSeen(self._nodes))
+                await self._unlinked.wait()
+                self._link = None
+            await asyncio.sleep(RECONNECT_BACKOFF_S)
+
+    def _received(self, connection: Connection, message: Any) -> None:
+        try:
+            self._inbox.put_nowait(message)
+        except asyncio.QueueFull:
+            log.error("orders.too_many", waiting=INBOX_MAX)
+            connection.close()
+
+    def _report(self, message: Event) -> None:
+        if self._link is not None:
+            self._link.send(message)
+
+    async def _watch_nodes(self) -> None:
+        while True:
+            await self._see_nodes()
+            await asyncio.sleep(NODES_POLL_S)
+
+    async def _see_nodes(self) -> None:
+        nodes = await self._fleet.nodes()
+        if nodes != self._nodes:
+            self._nodes = nodes
+            log.info("nodes.changed", nodes=len(nodes), gpus=sum(node.gpus for node in nodes))
+            self._report(NodesSeen(nodes))
+
+    # ---------------------------------------------------------------------- orders
+
+    async def _carry_out(self, loops: asyncio.TaskGroup) -> None:
+        """Orders in their order; each is carried out by its replica's keeper, one after the other."""
+        while True:
+            message = await self._inbox.get()
+            if isinstance(message, wire.Orders):
+                await self._adopt(loops, message.orders)
+            elif isinstance(message, OrderReplica):
+                self._keep(loops, message.order)
+            elif isinstance(message, RetireReplica):
+                self._orders.pop(message.replica_id, None)
+                self._follow(loops, message.replica_id, None)
+
+    async def _adopt(self, loops: asyncio.TaskGroup, orders: tuple[ReplicaOrder, ...]) -> None:
+        """Take over what is ordered and end what is not: left by an earlier manager or scheduler."""
+        wanted = {name_of(order) for order in orders}
+        left = {name for name in await self._fleet.existing() if name not in wanted}
+        log.info("orders.taken", orders=len(orders), left_over=len(left))
+        for replica_id in [each for each in self._orders if all(each != order.replica_id for order in orders)]:
+            del self._orders[replica_id]
+            self._follow(loops, replica_id, None)
+        kept = {name_of(order) for order in self._orders.values()}
+        await asyncio.gather(*(self._fleet.end(name) for name in left - kept))
+        for order in orders:
+            if self._orders.get(order.replica_id) != order:
+                self._keep(loops, order)
+            else:  # the scheduler that asks may be a new one: tell it how the replica stands
+                self._follow(loops, order.replica_id, order)
+
+    def _keep(self, loops: asyncio.TaskGroup, order: ReplicaOrder) -> None:
+        self._orders[order.replica_id] = order
+        self._follow(loops, order.replica_id, order)
+
+    def _follow(self, loops: asyncio.TaskGroup, replica_id: str, order: ReplicaOrder | None) -> None:
+        """Replace a replica's keeper; the new one begins where the old one was stopped."""
+        before = self._keepers.pop(replica_id, None)
+        if before is not None:
+            before.cancel()
+        keeper = self._keepers[replica_id] = loops.create_task(self._keeper(replica_id, order, before))
+        keeper.add_done_callback(lambda done: self._ended(replica_id, done))
+
+    def _ended(self, replica_id: str, keeper: asyncio.Task[None]) -> None:
+        if self._keepers.get(replica_id) is keeper:
+            del self._keepers[replica_id]
+
+    async def _keeper(self, replica_id: str, order: ReplicaOrder | None, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.gather(before, return_exceptions=True)
+        try:
+            wanted = name_of(order) if order is not None else ""
+            for name in await self._fleet.existing():
+                if name != wanted and name.rpartition("-")[0] == replica_id:
+                    await self._fleet.end(name)
+            if order is not None:
+                await self._bring_up(order)
+        except asyncio.CancelledError:
+            raise
+        except Exception as failed:  # Ray's errors are many; none may end the manager
+            log.exception("replica.not_kept", replica_id=replica_id)
+            if order is not None:
+                self._report(ReplicaGone(replica_id, order.incarnation, "actor", f"it could not be made: {failed}"))
+
+    async def _bring_up(self, order: ReplicaOrder) -> None:
+        """Reserve, start, and wait for the actor's end."""
+        group = await self._fleet.reserve(order, self._nodes)
+        said, pause_s = None, PLACED_POLL_S_MIN
+        while not (placed := await self._fleet.placed_on(group))[0]:
+            if placed[1] != said:
+                said = placed[1]
+                self._report(ReplicaUnplaced(order.replica_id, order.incarnation, placed[1]))
+            await asyncio.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, PLACED_POLL_S_MAX)
+        node_id = placed[0]
+        await self._see_nodes()  # a node that joined for this order is known before the order is placed on it
+        self._report(ReplicaPlaced(order.replica_id, order.incarnation, node_id))
+        actor = await self._fleet.start(order, group, node_id)
+        log.info("replica.started", replica_id=order.replica_id, incarnation=order.incarnation, node_id=node_id)
+        try:
+            await actor.run.remote()
+            reason = "its actor stopped"
+        except asyncio.CancelledError:
+            raise
+        except Exception as died:
+            reason = str(died).strip().splitlines()[0] if str(died).strip() else type(died).__name__
+        await self._see_nodes()
+        alive = any(node.node_id == node_id for node in self._nodes)
+        log.warning("replica.gone", replica_id=order.replica_id, incarnation=order.incarnation, reason=reason)
+        self._report(ReplicaGone(order.replica_id, order.incarnation, "actor" if alive else "node", reason))
