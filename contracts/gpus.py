@@ -4,7 +4,7 @@ from msgspec import Struct
 
 
 class GpuReading(Struct, frozen=True):
-    """One GPU now; None where the driver does not tell. ECC counts are those since the driver was loaded."""
+    """One GPU now; None where the driver does not tell. ECC errors are those since the driver was loaded."""
 
     index: int
     uuid: str
@@ -12,9 +12,7 @@ class GpuReading(Struct, frozen=True):
     vram_total_bytes: int
     vram_used_bytes: int
     utilization_percent: int | None = None
-    ecc_corrected: int | None = None
     ecc_uncorrected: int | None = None
-    temperature_c: int | None = None
 
     @property
     def vram_free_bytes(self) -> int:

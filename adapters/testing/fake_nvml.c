@@ -9,8 +9,8 @@
  *   uuid_prefix fake   begins each UUID: GPU-<prefix>-<index>
  *   wait_error 0       what waiting for events returns
  *   gpuN.error 0       what every call about GPU N returns
- *   gpuN.uuid, gpuN.name, gpuN.total_mib 81920, gpuN.used_mib 100, gpuN.util 0, gpuN.temp 40
- *   gpuN.ecc_corrected 0, gpuN.ecc_uncorrected 0
+ *   gpuN.uuid, gpuN.name, gpuN.total_mib 81920, gpuN.used_mib 100, gpuN.util 0
+ *   gpuN.ecc_uncorrected 0
  *   gpuN.bus 0000:1N:00.0
  *   gpuN.pids          processes that compute on it, as in 12,34
  *   gpuN.events 11     the mask of event types that it tells of
@@ -155,17 +155,9 @@ Result nvmlDeviceGetUtilizationRates(Device device, Utilization *rates) {
     return result;
 }
 
-Result nvmlDeviceGetTemperature(Device device, int sensor, unsigned *celsius) {
-    u64 found = 0;
-    Result result = fact(device, "temp", "40", &found);
-    (void)sensor;
-    *celsius = (unsigned)found;
-    return result;
-}
-
 Result nvmlDeviceGetTotalEccErrors(Device device, int type, int counter, u64 *count) {
     (void)counter;
-    return fact(device, type == 1 ? "ecc_uncorrected" : "ecc_corrected", "0", count);
+    return type == 1 ? fact(device, "ecc_uncorrected", "0", count) : UNSUPPORTED;
 }
 
 Result nvmlDeviceGetPciInfo_v3(Device device, Pci *pci) {

@@ -14,7 +14,7 @@ import structlog
 
 from contracts import messages as wire
 from contracts import scheduling as ev
-from contracts.engine import AdapterFactory, EngineAdapter, EngineError, EngineSpec
+from contracts.engine import AdapterFactory, EngineAdapter, EngineError, EngineExit, EngineSpec
 from contracts.pools import FaultKind, LeaseRenewed, ReplicaFaulted
 from contracts.tasks import ReplicaInfo
 from orchestrator.cluster.channel import ChannelServer, connect
@@ -136,13 +136,13 @@ class ReplicaHost:
             slots = await self._launch
             self._launch = asyncio.get_running_loop().create_future()
             self._report(self._waiting)
-            down = await self._run_engine(slots)
-            if down is not None:
-                log.error("engine.down", replica_id=self._spec.replica_id, kind=down.kind, reason=down.reason)
-                self._report(ev.ReplicaUnready(self._spec.replica_id, down.reason, down.kind, down.stderr))
+            await self._run_engine(slots)
+            if self._adapter is not None:
+                await self._adapter.close()
+                self._adapter = None
 
-    async def _run_engine(self, slots: int) -> Down | None:
-        """Bring an engine up and serve until it is down; says why, or None when another one was asked for."""
+    async def _run_engine(self, slots: int) -> None:
+        """Bring an engine up and serve until it is down, or another one is asked for."""
         # Here, not when it serves: a GPU that fails while the model loads must not be missed.
         self._gpu_down = asyncio.get_running_loop().create_future()
         try:
@@ -153,15 +153,16 @@ class ReplicaHost:
             token_ns = await self_test(adapter, prepared.spec)
             info = replica_info(prepared, await adapter.properties(), token_ns, self._node_id)
         except EngineError as failed:
-            down: Down | None = Down(failed.kind, failed.info.message, failed.stderr_tail)
+            self._tell_down(Down(failed.kind, failed.info.message, failed.stderr_tail))
         else:
-            down = await self._serve(adapter, info)
-        if self._adapter is not None:
-            await self._adapter.close()
-            self._adapter = None
-        return down
+            await self._serve(adapter, info)
 
-    async def _serve(self, adapter: EngineAdapter, info: ReplicaInfo) -> Down | None:
+    def _tell_down(self, down: Down) -> None:
+        """At once, since ending an engine takes time and no task may be sent to it meanwhile."""
+        log.error("engine.down", replica_id=self._spec.replica_id, kind=down.kind, reason=down.reason)
+        self._report(ev.ReplicaUnready(self._spec.replica_id, down.reason, down.kind, down.stderr))
+
+    async def _serve(self, adapter: EngineAdapter, info: ReplicaInfo) -> None:
         """Serve until the engine ends or hangs, its GPU fails, or another launch is asked for."""
         service = self._service = ReplicaService(self._spec, adapter, self._report, self._flow)
         self._ready = ev.ReplicaReady(info)
@@ -172,19 +173,20 @@ class ReplicaHost:
         chores = [asyncio.create_task(service.report_progress()), asyncio.create_task(self._report_gauges(adapter))]
         try:
             await asyncio.wait((exited, broken, self._gpu_down, self._launch), return_when=asyncio.FIRST_COMPLETED)
+            self._service = self._ready = None
+            service.fail("the engine ended while the task ran")
             if exited.done():
-                end = exited.result()
-                tail = f": {end.stderr_tail[-1]}" if end.stderr_tail else ""
-                return Down(end.kind, f"the engine process ended with status {end.status}{tail}", end.stderr_tail)
-            if self._gpu_down.done():
-                return self._gpu_down.result()
-            return None if self._launch.done() else Down("stuck", "the engine stopped answering")
+                self._tell_down(_down(exited.result()))
+            elif self._gpu_down.done():
+                self._tell_down(self._gpu_down.result())
+            elif not self._launch.done():
+                self._tell_down(Down("stuck", "the engine stopped answering"))
         finally:
             self._service = self._ready = None
             for task in (exited, broken, *chores):
                 task.cancel()
             await asyncio.gather(exited, broken, *chores, return_exceptions=True)
-            await service.abandon("the engine ended while the task ran")
+            await service.abandon("the replica was stopped while the task ran")
 
     def _gpu_fault(self, fault: GpuFault) -> None:
         """The driver told of an error: a fatal one ends the engine now, another lets it finish (ORCH-3038)."""
@@ -230,6 +232,11 @@ class ReplicaHost:
                 service.stop(message)
             elif isinstance(message, wire.Measure):
                 service.measure(message)
+
+
+def _down(end: EngineExit) -> Down:
+    tail = f": {end.stderr_tail[-1]}" if end.stderr_tail else ""
+    return Down(end.kind, f"the engine process ended with status {end.status}{tail}", end.stderr_tail)
 
 
 def _ignore(_connection: Connection) -> None:

@@ -224,11 +224,16 @@ class ReplicaService:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def abandon(self, why: str) -> None:
-        """Fail what runs (the engine or the scheduler is gone) and wait for the loose ends."""
-        keys = [attempt.key for attempt in self._running.values()]
-        for attempt in list(self._running.values()):
+    def fail(self, why: str) -> list[str]:
+        """Fail what runs: the engine or the scheduler is gone. Returns the keys of what the engine may still run."""
+        running = list(self._running.values())
+        for attempt in running:
             self._end(attempt, "failed", error=self._error("WORKER_RESET", why))
+        return [attempt.key for attempt in running]
+
+    async def abandon(self, why: str) -> None:
+        """Fail what runs and wait for the loose ends."""
+        keys = self.fail(why)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -113,6 +113,7 @@ class Telemetry:
 
     def happened(self, event: ev.AnyEvent) -> None:
         """Account an event, before the core's commands about it."""
+        self.pools.happened(event)
         if isinstance(event, ev.AttemptEnded):
             self._attempt_ended(event)
         elif isinstance(event, ev.ReplicaReady):
@@ -120,6 +121,7 @@ class Telemetry:
 
     def decided(self, now_ns: int, command: ev.AnyCommand) -> None:
         """Account a command, before it is carried out."""
+        self.pools.decided(command)
         count = _COUNT.get(type(command))
         if count is not None:
             count(self, now_ns, command)
@@ -128,7 +130,6 @@ class Telemetry:
 
     def _replica_ready(self, replica: ReplicaInfo) -> None:
         self._replicas[replica.replica_id] = replica
-        self.pools.ready(replica)
         for set_id, policy in self._sets.items():
             if replica.pool_id in policy.pool_ids:
                 self._versions[set_id] = replica.engine_version

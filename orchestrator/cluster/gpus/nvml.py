@@ -107,9 +107,7 @@ class Nvml:
             vram_total_bytes=memory.total,
             vram_used_bytes=memory.used,
             utilization_percent=None if utilization is None else utilization.gpu,
-            ecc_corrected=_ecc(handle, pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED, gpu),
-            ecc_uncorrected=_ecc(handle, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, gpu),
-            temperature_c=_optional(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU, gpu=gpu),
+            ecc_uncorrected=_ecc_uncorrected(handle, gpu),
         )
 
     def survey(self, gpus: Iterable[int]) -> Survey:
@@ -198,7 +196,8 @@ def _address(handle: Any) -> int | None:
     return ctypes.cast(handle, ctypes.c_void_p).value
 
 
-def _ecc(handle: Any, what: int, gpu: int) -> int | None:
+def _ecc_uncorrected(handle: Any, gpu: int) -> int | None:
+    what = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
     count = _optional(pynvml.nvmlDeviceGetTotalEccErrors, handle, what, pynvml.NVML_VOLATILE_ECC, gpu=gpu)
     return None if count is None else int(count)
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,10 +29,10 @@ POLL_S = 0.02
 
 
 def run_scene(scene: Callable[[FakeGpus], Any], library: Path, state: Path) -> Any:
-    """Run a scene in a process of its own; what it returned."""
+    """Run a scene in a process of its own; what it returned. Its module must hand over to `play`."""
     gpus = FakeGpus(library, state)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.unit.cluster.gpus.gpu_scenes", scene.__name__, library, state],
+        [sys.executable, "-W", "error", "-m", scene.__module__, scene.__name__, library, state],
         cwd=ROOT,
         env={"PATH": "/usr/bin:/bin", **gpus.environment},
         capture_output=True,
@@ -41,7 +41,12 @@ def run_scene(scene: Callable[[FakeGpus], Any], library: Path, state: Path) -> A
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def play(scenes: Mapping[str, Callable[[FakeGpus], Any]]) -> None:
+    """In the process of a scene: run it and write what it saw, behind whatever was logged."""
+    print(json.dumps(scenes[sys.argv[1]](FakeGpus(Path(sys.argv[2]), Path(sys.argv[3])))))
 
 
 # ------------------------------------------------------------------------- reading
@@ -49,8 +54,8 @@ def run_scene(scene: Callable[[FakeGpus], Any], library: Path, state: Path) -> A
 
 def reads_every_fact(gpus: FakeGpus) -> Any:
     gpus.set({"count": 2, "uuid_prefix": "node-a", "gpu0.total_mib": 1000, "gpu0.used_mib": 250, "gpu0.util": 37})
-    gpus.set({"gpu0.temp": 61, "gpu0.ecc_corrected": 3, "gpu0.ecc_uncorrected": 1, "gpu0.name": "Fake A 1 GB"})
-    gpus.set({f"gpu1.{fact}": "none" for fact in ("util", "temp", "ecc_corrected", "ecc_uncorrected", "pids")})
+    gpus.set({"gpu0.ecc_uncorrected": 1, "gpu0.name": "Fake A 1 GB"})
+    gpus.set({f"gpu1.{fact}": "none" for fact in ("util", "ecc_uncorrected", "pids")})
     gpus.set({"gpu0.pids": "31,30", "gpu0.bus": "0001:65:00.0", "link.0.1": 30, "nvlink.0.1": 1})
     with Nvml() as nvml:
         return {
@@ -389,4 +394,4 @@ def outlives_its_loop(gpus: FakeGpus) -> Any:
 
 
 if __name__ == "__main__":
-    print(json.dumps(globals()[sys.argv[1]](FakeGpus(Path(sys.argv[2]), Path(sys.argv[3])))))
+    play(globals())
