@@ -31,6 +31,8 @@ class PoolDialogue:
         self._replicas = replicas
         self._telemetry = telemetry
         self._manager: Connection | None = None
+        #: Requests by number, until they are answered: the core does so in the step that takes them in, so that
+        #: these are never more than one step is about.
         self._asked: dict[int, tuple[Connection, int]] = {}
         self._number = 0
 
@@ -55,7 +57,7 @@ class PoolDialogue:
     # -------------------------------------------------------------------- operators
 
     def request(self, connection: Connection, message: Any) -> None:
-        """Someone asked for a change; the core answers with `AnswerControl`."""
+        """Someone asked for a change; the core answers with `AnswerControl`. An asker that left misses the answer."""
         self._number += 1
         self._asked[self._number] = (connection, message.req)
         self._tell(_EVENT_OF[type(message)](self._number, message))

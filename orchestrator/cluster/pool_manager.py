@@ -6,6 +6,7 @@ names. A manager that was restarted is sent all orders, takes over what fits the
 
 import asyncio
 import contextlib
+import re
 from typing import Any, Final, Protocol
 
 import structlog
@@ -34,6 +35,9 @@ PLACED_POLL_S_MAX: Final = 2.0
 RECONNECT_BACKOFF_S: Final = 0.2
 #: Orders that wait to be carried out; a scheduler that sends more is asked for all of them anew.
 INBOX_MAX: Final = 10_000
+REASON_CHARS_MAX: Final = 600
+
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Actor(Protocol):
@@ -67,6 +71,15 @@ class Fleet(Protocol):
 def name_of(order: ReplicaOrder) -> str:
     """Under which a replica's group and actor are found again."""
     return f"{order.replica_id}-{order.incarnation}"
+
+
+def reason_of(died: Exception) -> str:
+    """What Ray says of a dead actor, in a line: how it died, and the last line of its traceback if it has one."""
+    lines = [line.strip() for line in _COLOUR.sub("", str(died)).splitlines() if line.strip()]
+    if not lines:
+        return type(died).__name__
+    told = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+    return told[:REASON_CHARS_MAX]
 
 
 class PoolManager:
@@ -220,7 +233,7 @@ class PoolManager:
         except asyncio.CancelledError:
             raise
         except Exception as died:
-            reason = str(died).strip().splitlines()[0] if str(died).strip() else type(died).__name__
+            reason = reason_of(died)
         await self._see_nodes()
         alive = any(node.node_id == node_id for node in self._nodes)
         log.warning("replica.gone", replica_id=order.replica_id, incarnation=order.incarnation, reason=reason)

@@ -15,7 +15,6 @@ import structlog
 from contracts import messages as wire
 from contracts import pools
 from contracts import scheduling as ev
-from contracts.control_messages import PoolRequest
 from contracts.policies import SchedulerConfig
 from orchestrator.cluster.channel import ChannelServer
 from orchestrator.cluster.connection import Connection
@@ -186,15 +185,6 @@ class SchedulerService:
         if replica is not None:
             replica.send(wire.Refused(command.reason))
 
-    def _order(self, command: pools.OrderReplica | pools.RetireReplica) -> None:
-        self._pools.order(command)
-
-    def _launch(self, command: pools.LaunchEngine) -> None:
-        self._pools.launch(command)
-
-    def _answer_control(self, command: pools.AnswerControl) -> None:
-        self._pools.answer(command)
-
     def _note_pool(self, command: pools.NotePool) -> None:
         self._telemetry.learn(self._core.set_policies())
         self._pools.note(command)
@@ -329,12 +319,6 @@ class SchedulerService:
         if self._replicas.get(connection.peer_id) is connection:
             self._tell(message)
 
-    def _on_pool_request(self, connection: Connection, message: PoolRequest) -> None:
-        self._pools.request(connection, message)
-
-    def _on_pool_report(self, connection: Connection, message: pools.PoolEvent) -> None:
-        self._pools.report(connection, message)
-
 
 def _joined(before: bytes, after: bytes, resumed_at: int) -> bytes:
     """One transcript of an attempt and the one that resumed it.
@@ -356,10 +340,10 @@ _PERFORM: Final[dict[type, Callable[[SchedulerService, Any], None]]] = {
     ev.AnswerClose: SchedulerService._answer_close,
     ev.Forget: SchedulerService._forget,
     ev.RefuseReplica: SchedulerService._refuse,
-    pools.OrderReplica: SchedulerService._order,
-    pools.RetireReplica: SchedulerService._order,
-    pools.LaunchEngine: SchedulerService._launch,
-    pools.AnswerControl: SchedulerService._answer_control,
+    pools.OrderReplica: lambda service, command: service._pools.order(command),
+    pools.RetireReplica: lambda service, command: service._pools.order(command),
+    pools.LaunchEngine: lambda service, command: service._pools.launch(command),
+    pools.AnswerControl: lambda service, command: service._pools.answer(command),
     pools.NotePool: SchedulerService._note_pool,
     ev.SetTimer: SchedulerService._set_timer,
 }
@@ -372,7 +356,7 @@ _HANDLE: Final[dict[str, dict[type, Callable[[SchedulerService, Connection, Any]
         wire.Watch: SchedulerService._on_watch,
         wire.Unwatch: SchedulerService._on_unwatch,
         wire.CountRejected: SchedulerService._on_rejected,
-        **dict.fromkeys(REQUESTS, SchedulerService._on_pool_request),
+        **dict.fromkeys(REQUESTS, lambda service, connection, asked: service._pools.request(connection, asked)),
     },
     "replica": {
         wire.RegisterReplica: SchedulerService._on_register,
@@ -390,10 +374,8 @@ _HANDLE: Final[dict[str, dict[type, Callable[[SchedulerService, Connection, Any]
         pools.ReplicaFaulted: SchedulerService._on_event,
     },
     "manager": {
-        pools.NodesSeen: SchedulerService._on_pool_report,
-        pools.ReplicaPlaced: SchedulerService._on_pool_report,
-        pools.ReplicaUnplaced: SchedulerService._on_pool_report,
-        pools.ReplicaGone: SchedulerService._on_pool_report,
+        report: lambda service, connection, event: service._pools.report(connection, event)
+        for report in (pools.NodesSeen, pools.ReplicaPlaced, pools.ReplicaUnplaced, pools.ReplicaGone)
     },
     "scheduler": {},
 }

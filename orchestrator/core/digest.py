@@ -200,8 +200,8 @@ def _member(member: Member) -> Tree:
         "incarnation": [member.incarnation, member.is_ordered],
         "at": [member.node_id, *member.devices],
         "slots": member.slots,
-        "failures": [member.failures, member.restarts],
-        "times_ns": [member.launch_ns, member.ready_ns, member.lease_ns],
+        "failures": [member.failures, member.place_failures, member.restarts],
+        "times_ns": [member.launch_ns, member.ordered_ns, member.ready_ns, member.lease_ns],
         "suspended": member.suspended,
         "drain": [member.drain_until_ns, member.is_stopping, member.relaunch],
     }

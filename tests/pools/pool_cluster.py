@@ -142,7 +142,7 @@ class PoolCluster:
                 "id": pool_id,
                 "engine": "llamacpp",
                 "model": pool_id,
-                "model_path": str(models[pool_id]),
+                "model_path": str(models.get(pool_id, "")),
                 "slots": 4,
                 "drain_ms": 20_000,
                 "reload_timeout_ms": 60_000,
@@ -170,6 +170,7 @@ class PoolCluster:
                 ),
                 pool("absent", devices=[7]),
                 pool("carved", accelerator="cpu-dev", devices=[]),
+                pool("carved-b", model="carved", model_path=str(models["carved"]), accelerator="cpu-dev", devices=[]),
             ],
             "models": [
                 {"ref": "main-v2", "engine": "llamacpp", "path": str(models["main-v2"])},

@@ -116,6 +116,43 @@ def test_a_killed_process_is_replaced(cluster: PoolCluster, victim: str, state: 
     TABLE.add(f"kill -9 of a {victim}", state, took_s, f"{len(load.failures)} of {len(load.done)} tasks failed, typed")
 
 
+@pytest.mark.req("ORCH-2101", "OC-CTRL-2002")
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_process_killed_amid_a_drain_leaves_the_pool_drained(cluster: PoolCluster, victim: str) -> None:
+    settle(cluster)
+    task_id = cluster.submit(max_tokens=1000)
+    cluster.until(lambda: cluster.status(task_id)["state"] == "running", "it runs")
+    assert cluster.http.post("/v1/pools/main/drain", json={"deadline_ms": 4000}).status_code == 202
+    begun = time.monotonic()
+    os.kill(VICTIMS[victim](cluster), signal.SIGKILL)
+    cluster.until(lambda: cluster.health("main").get("drained", False), "drained", 15)
+    cluster.until(lambda: not cluster.engines("main"), "no engine is left")
+    TABLE.add(f"kill -9 of a {victim}", "draining, deadline 4 s", time.monotonic() - begun, "drained, nothing left")
+    answer = cluster.http.post("/v1/pools/main/reload", json={"new_model_ref": "main"})
+    assert answer.status_code == 202, answer.text
+    settle(cluster)
+
+
+@pytest.mark.req("ORCH-3010", "ORCH-3002")
+def test_a_replica_that_hangs_is_sent_nothing_until_it_is_heard_of_again(cluster: PoolCluster) -> None:
+    settle(cluster)
+    pid = one_actor(cluster)
+    os.kill(pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    try:
+        cluster.until(lambda: cluster.phases("main") == ["ready", "suspended"], "its lease runs out", 10)
+        took_s = time.monotonic() - begun
+        TABLE.add("SIGSTOP of a replica actor", "noticed by its lease", took_s)
+        load = PacedLoad(cluster, 0.1, max_tokens=5)
+        with load.running():
+            time.sleep(2)
+        assert load.failures == []
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    cluster.until(lambda: as_desired(cluster), "it is back", 10)
+    assert one_actor(cluster) == pid or pid in cluster.processes(word="ray::ReplicaActor")
+
+
 @pytest.mark.req("ORCH-3008", "ORCH-3018", "ORCH-3011", "OC-POOL-3020")
 def test_a_lost_node_is_noticed_and_its_replicas_go_elsewhere(cluster: PoolCluster) -> None:
     settle(cluster)

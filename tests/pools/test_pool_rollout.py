@@ -105,6 +105,33 @@ def test_a_drain_lets_work_end_and_honours_its_deadline(cluster: PoolCluster) ->
     settle(cluster)
 
 
+@pytest.mark.req("ORCH-2101", "OC-CTRL-2002", "ORCH-3045", "ORCH-3026")
+def test_a_drain_moves_what_still_runs_to_the_other_pool_of_the_set(cluster: PoolCluster) -> None:
+    cluster.until_phases("carved", "ready")
+    cluster.until_phases("carved-b", "ready")
+    task = {"model_ref": "carved", "max_tokens": 150, "seed": 5}
+    undisturbed = tokens_of(cluster, cluster.submit(**task))
+    task_id = cluster.submit(**task)
+    cluster.until(lambda: cluster.status(task_id)["tokens_out"] >= 10, "it runs")
+    pool_id = cluster.status(task_id)["pool_id"]
+    assert cluster.http.post(f"/v1/pools/{pool_id}/drain", json={"deadline_ms": 500}).status_code == 202
+    assert tokens_of(cluster, task_id) == undisturbed, "the same tokens, none twice, none left out"
+    status = cluster.status(task_id)
+    assert (status["state"], status["attempt"]) == ("finished", 2)
+    assert status["pool_id"] != pool_id
+    cluster.until(lambda: cluster.health(pool_id).get("drained", False), "drained")
+    answer = cluster.http.post(f"/v1/pools/{pool_id}/reload", json={"new_model_ref": "carved"})
+    assert answer.status_code == 202, answer.text
+    cluster.until_phases(pool_id, "ready")
+
+
+def tokens_of(cluster: PoolCluster, task_id: str) -> list[str]:
+    """All tokens of a task that must end well."""
+    events = parse(cluster.http.get(f"/v1/tasks/{task_id}/stream").text)
+    assert events[-1][0] == "end", events[-1]
+    return [data["t"] for name, data in events if name == "token"]
+
+
 @pytest.mark.req("ORCH-2103")
 def test_a_pool_scaled_to_zero_wakes_up_for_a_task(cluster: PoolCluster) -> None:
     cluster.until(lambda: cluster.phases("elastic") == [], "nothing runs", 90)

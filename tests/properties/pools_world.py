@@ -72,11 +72,15 @@ class Actor:
 
 @dataclass
 class Restarts:
-    """What the fleet knows of a replica's failures, to tell how long its next launch has to wait at least."""
+    """What the fleet knows of a replica's failures, to tell how long its next launch has to wait at least.
+
+    `given_up_on`: the node of its last actor, once that was ended and no other was ordered.
+    """
 
     failures: int = 0
     not_before_ns: int = 0
     kind: str = ""
+    given_up_on: str = ""
 
 
 class World:
@@ -112,6 +116,8 @@ class World:
             case RetireReplica():
                 actor = self.actors.get(command.replica_id)
                 assert actor is None or actor.order.incarnation <= command.incarnation
+                if actor is not None:
+                    self.restarts[command.replica_id].given_up_on = actor.node_id
                 self._end(command.replica_id)
             case LaunchEngine():
                 self._launched(command)
@@ -133,7 +139,9 @@ class World:
         assert before is None or before.order.incarnation < order.incarnation
         assert not order.node_id or order.node_id in self.nodes
         known = self.restarts.setdefault(order.replica_id, Restarts())
-        assert before is None or not before.order.node_id or self.now_ns >= known.not_before_ns, f"{order}: {known}"
+        had_no_room = before is not None and not before.order.node_id
+        assert had_no_room or self.now_ns >= known.not_before_ns, f"{order}: {known}"
+        known.given_up_on = ""
         self._end(order.replica_id)
         self.actors[order.replica_id] = Actor(order, order.node_id)
 
@@ -186,13 +194,22 @@ class World:
                 if actor.linked and len(self.history) % 2:
                     self.cut(replica_id)
                 known = self.restarts[replica_id]
-                if not actor.linked and known.kind == "actor":
-                    known.failures = max(0, known.failures - 1)
-                    known.not_before_ns = min(known.not_before_ns, self.now_ns + RESTART.backoff_min_ms * MS)
+                if not actor.linked:
+                    self._explain(known)
                 self._down(actor)
                 self._unlink(replica_id)
+        for known in self.restarts.values():
+            if known.given_up_on and known.given_up_on not in nodes:
+                self._explain(known)
         self.nodes = nodes
         self.tell(NodesSeen(tuple([NodeInfo(name, GPUS[name], "z" + name[1]) for name in nodes])))
+
+    def _explain(self, known: Restarts) -> None:
+        """The node is gone: that an actor died or was silent was no failure of its own."""
+        if known.kind == "actor":
+            known.kind = "node"
+            known.failures = max(0, known.failures - 1)
+            known.not_before_ns = min(known.not_before_ns, self.now_ns + RESTART.backoff_min_ms * MS)
 
     def place(self, replica_id: str, node_id: str) -> None:
         actor = self.actors[replica_id]
@@ -254,7 +271,7 @@ class World:
         while self.now_ns < until_ns:
             if renewing:
                 self.renew()
-            slice_ns = min(until_ns, self.now_ns + 1_000 * MS)
+            slice_ns = min(until_ns, self.now_ns + 2_000 * MS)
             while self.alarm_ns is not None and self.alarm_ns <= slice_ns:
                 self.now_ns, self.alarm_ns = max(self.now_ns, self.alarm_ns), None
                 self.tell(TimerFired())

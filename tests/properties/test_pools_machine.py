@@ -13,7 +13,7 @@ STEPS_MAX = 120
 
 
 class PoolsMachine(RuleBasedStateMachine):
-    """Whatever happens, no GPU is held twice, no engine launched in a rush, and the pools come back."""
+    """Whatever happens, no GPU is held twice, nothing tried in a rush or awaited for ever, and the pools come back."""
 
     world: World
 
@@ -74,6 +74,20 @@ class PoolsMachine(RuleBasedStateMachine):
     def fail_to_launch(self, data: st.DataObject, kind: str) -> None:
         self.world.fail(self.pick(data, self.those(launching=True)), kind)
 
+    @precondition(lambda self: self.those(placed=True))
+    @rule(data=st.data(), kind=st.sampled_from(["headroom", "mask", "gpu_lost", "driver"]))
+    def fail_where_it_is(self, data: st.DataObject, kind: str) -> None:
+        """A place that is bad: every launch there fails, until the replica is moved or is not tried any more."""
+        replica_id = self.pick(data, self.those(placed=True))
+        bad = self.world.actors[replica_id]
+        if not bad.linked:
+            self.world.register(replica_id)
+        for _ in range(3):
+            if self.world.actors.get(replica_id) is not bad or not bad.launching:
+                break
+            self.world.fail(replica_id, kind)
+            self.world.wait(25_000, renewing=True)
+
     @precondition(lambda self: self.those(serving=True))
     @rule(data=st.data(), kind=st.sampled_from(["exit", "stuck", "driver", "gpu_lost"]))
     def crash(self, data: st.DataObject, kind: str) -> None:
@@ -106,7 +120,7 @@ class PoolsMachine(RuleBasedStateMachine):
     def end_attempt(self, data: st.DataObject) -> None:
         self.world.end_attempt(data.draw(st.integers(0, len(self.world.running) - 1)))
 
-    @rule(duration_ms=st.sampled_from([1, 400, 1_100, 3_000, 21_000]), renewing=st.booleans())
+    @rule(duration_ms=st.sampled_from([1, 400, 1_100, 3_000, 21_000, 121_000]), renewing=st.booleans())
     def wait(self, duration_ms: int, renewing: bool) -> None:
         self.world.wait(duration_ms, renewing=renewing)
 

@@ -10,7 +10,7 @@ from contracts.pools import AnswerControl, DrainRequested, FaultKind, NotePool, 
 from contracts.tasks import Outcome
 from orchestrator.core import endings, outages, submissions
 from orchestrator.core.pools import generations, members
-from orchestrator.core.pools.records import Generation, Pool
+from orchestrator.core.pools.records import Generation, Member, Pool
 from orchestrator.core.records import NS_PER_MS
 from orchestrator.core.refusals import conflict, invalid, unknown_pool
 from orchestrator.core.replica_set import ReplicaSet
@@ -77,7 +77,7 @@ def next_due_ns(pool: Pool) -> int | None:
     """
     found: int | None = None
     for generation in generations.of_pool(pool):
-        if generation.until_ns is not None and any(m.drain_until_ns is None for m in generation.members.values()):
+        if generation.until_ns is not None and any(_is_kept(member) for member in generation.members.values()):
             found = generation.until_ns if found is None else min(found, generation.until_ns)
     return found
 
@@ -110,11 +110,16 @@ def _go_on(state: State, generation: Generation) -> None:
         replica = state.replicas.get(member.replica_id)
         if replica is None or not replica.busy:
             members.retire(state, member, home.closing or "it is replaced and idle")
-        elif member.drain_until_ns is None and may_go:
+        elif may_go and _is_kept(member):
             # Else a busy one stays in service: what it runs may have to be tried again.
             members.drain(state, member, until_ns)
     if is_over and not generations.has_hope(state, home):
         end_waiting(state, home)
+
+
+def _is_kept(member: Member) -> bool:
+    """Whether a replica was not told to go yet; one that drains for a fault would come back."""
+    return member.drain_until_ns is None or member.relaunch
 
 
 def _others_serve(state: State, home: ReplicaSet) -> bool:

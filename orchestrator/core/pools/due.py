@@ -3,7 +3,7 @@
 from typing import Final
 
 from orchestrator.core import attempts
-from orchestrator.core.pools import drains, leases, members, reloads, restarts, scaling
+from orchestrator.core.pools import drains, leases, members, placements, reloads, restarts, scaling
 from orchestrator.core.pools.records import POOLS_KEY, Member
 from orchestrator.core.records import NS_PER_MS
 from orchestrator.core.state import State
@@ -43,6 +43,7 @@ def settle(state: State) -> None:
 def expire(state: State) -> None:
     """Act on everything about pools that is due now."""
     leases.due(state)
+    placements.due(state)
     _watch(state)
     for pool in state.pools.by_id.values():
         scaling.due(state, pool)
@@ -53,6 +54,7 @@ def next_due_ns(state: State) -> int | None:
     """The earliest instant at which something about pools is due; None: nothing is."""
     found = [member.drain_until_ns for member in state.pools.draining.values()]
     found.append(leases.next_due_ns(state))
+    found.append(placements.next_due_ns(state))
     for pool in state.pools.by_id.values():
         found.append(restarts.next_due_ns(pool))
         found.append(scaling.next_due_ns(pool) if state.pools.nodes_known else None)

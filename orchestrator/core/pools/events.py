@@ -178,8 +178,11 @@ def _faulted(state: State, event: ReplicaFaulted) -> bool:
     if member is None:
         return True
     restarts.noted(state, member, event.kind, event.reason)
-    if member.state == "ready" and member.drain_until_ns is None:
+    if member.state == "ready":
+        # One that drains already keeps to that, but is given no more time than any other with a fault.
+        is_first = member.drain_until_ns is None
         drain_ms = min(member.pool.policy.drain_ms, FAULT_DRAIN_MS_MAX)
         members.drain(state, member, state.now_ns + drain_ms * NS_PER_MS, relaunch=True)
-        members.note(state, member, "drain_started", f"{event.reason}; launched again then", event.kind)
+        if is_first:
+            members.note(state, member, "drain_started", f"{event.reason}; launched again then", event.kind)
     return True

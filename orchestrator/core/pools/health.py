@@ -23,20 +23,24 @@ from orchestrator.core.state import State
 def readiness(pool: Pool, pools: Pools) -> str:
     """ "ready", "loading", "draining", "drained" or "unavailable: <why>" of a managed pool.
 
-    Ready is also a pool that is scaled to zero: it takes tasks.
+    Ready is also a pool that is scaled to zero: it takes tasks. It takes them too while its replica waits for a node,
+    but nobody can say when one comes, so that it is unavailable then.
     """
     if pool.drained:
         return "drained"
     if pool.drain_until_ns is not None:
         return "draining"
     members = list(pool.active.members.values())
-    if any(_serves(member) for member in members) or outages.comes_up_for_tasks(pool, pools):
+    if any(_serves(member) for member in members):
         return "ready"
+    takes_tasks = outages.comes_up_for_tasks(pool, pools)
     if any(_comes_up(member) for member in members):
-        return "loading"
+        return "ready" if takes_tasks else "loading"
     unplaced = [member.unplaced for member in members if member.unplaced]
     if unplaced:
         return f"unavailable: {unplaced[0]}"
+    if takes_tasks:
+        return "ready"
     if pool.fault is not None:
         return f"unavailable: {pool.fault.reason}"
     return "unavailable: no replica has come up yet"

@@ -21,35 +21,40 @@ def order_new(state: State, pool: Pool, generation: Generation) -> Member:
 
 
 def order(state: State, member: Member) -> None:
-    """Have a replica's actor made, on the best node that has room for it now.
+    """Have a replica's actor made, on the best node that has room for it now, off a node whose place for it is bad.
 
     Where none has, the order goes out without a node, so that the cluster's autoscaler is asked for one.
     """
     pools = state.pools
+    better = nodes.elsewhere(pools, member)
+    moved = f"; moved off node {member.node_id}, whose place failed" if better is not None else ""
+    node_id = better or nodes.place(pools, member)
+    if node_id != member.node_id:
+        member.place_failures = 0
     member.state = "pending"
     member.node_id, member.devices = "", ()
     if not pools.nodes_known:
         member.unplaced = nodes.unplaced(pools, member)
         return
-    node_id = nodes.place(pools, member)
     if node_id is None:
         member.unplaced = nodes.unplaced(pools, member)
     else:
-        stand_on(member, node_id)
+        stand_on(state, member, node_id)
     member.incarnation += 1
     member.is_ordered = True
-    where = _where(member) or member.unplaced
+    where = (_where(member) or member.unplaced) + moved
     note(state, member, "ordered", f"model {member.generation.model_ref}, {where}")
     state.out.append(OrderReplica(set_id_of(member), order_of(member)))
     state.pools.touched = True
 
 
-def stand_on(member: Member, node_id: str) -> None:
-    """A node was found for a replica: it holds its GPUs there from now on."""
+def stand_on(state: State, member: Member, node_id: str) -> None:
+    """A node was found for a replica: it holds its GPUs there from now on, and its actor is awaited."""
     member.node_id = node_id
     member.devices = nodes.mask_of(member.pool.policy)
     member.unplaced = ""
     member.state = "ordered"
+    member.ordered_ns = state.now_ns
 
 
 def order_of(member: Member) -> ReplicaOrder:

@@ -10,6 +10,8 @@ from contracts.policies import PoolPolicy
 from contracts.pools import NodeInfo
 from orchestrator.core.pools.records import Member, Pools
 
+#: Failures in a row by faults of its place after which a replica is tried on another node.
+PLACE_FAILURES_MAX: Final = 2
 #: How many nodes are named when none has room.
 NAMED_MAX: Final = 4
 
@@ -54,8 +56,8 @@ def misfit(policy: PoolPolicy, node: NodeInfo, held: Holders) -> str | None:
     return None
 
 
-def place(pools: Pools, member: Member) -> str | None:
-    """The node to order a replica on; None while none has room.
+def place(pools: Pools, member: Member, avoid: str = "") -> str | None:
+    """The node to order a replica on, but for the one to avoid; None while none has room.
 
     The fewest replicas of its pool in the zone come first, then on the node, so that a zone or node that fails
     takes as few as possible with it; then the fewest GPUs held, then the node's id.
@@ -75,12 +77,19 @@ def place(pools: Pools, member: Member) -> str | None:
         gpus[node_id] = gpus.get(node_id, 0) + 1
     best: tuple[int, int, int, str] | None = None
     for node in pools.nodes.values():
-        if misfit(policy, node, held) is None:
+        if node.node_id != avoid and misfit(policy, node, held) is None:
             node_id = node.node_id
             rank = (in_zone.get(node.zone, 0), on_node.get(node_id, 0), gpus.get(node_id, 0), node_id)
             if best is None or rank < best:
                 best = rank
     return None if best is None else best[3]
+
+
+def elsewhere(pools: Pools, member: Member) -> str | None:
+    """The node to move a replica to whose place is bad; None if its place is not, or if no other node has room."""
+    if not member.node_id or member.place_failures < PLACE_FAILURES_MAX:
+        return None
+    return place(pools, member, member.node_id)
 
 
 def unplaced(pools: Pools, member: Member) -> str:

@@ -1,13 +1,20 @@
 """What the pool manager tells: nodes that come and go, and where replicas found room (ORCH-3008, ORCH-3011).
 
-A report of another incarnation than the one that is ordered is late, not wrong: it is dropped.
+A report of another incarnation than the one that is ordered is late, not wrong: it is dropped. An actor that has a
+node and is never heard of counts as gone after a while, so that a pool does not wait for it for ever.
 """
+
+from typing import Final
 
 from contracts.pools import FaultKind, NodeInfo, NodesSeen, ReplicaGone, ReplicaPlaced, ReplicaUnplaced
 from orchestrator.core import replicas
 from orchestrator.core.pools import members, nodes, restarts
 from orchestrator.core.pools.records import Member
+from orchestrator.core.records import NS_PER_MS
 from orchestrator.core.state import State
+
+#: How long an actor that has a node may take to register, from its order or from when Ray gave it room.
+ORDER_TIMEOUT_NS: Final = 120_000 * NS_PER_MS
 
 
 def _ordered(state: State, replica_id: str, incarnation: int) -> Member | None:
@@ -63,7 +70,7 @@ def placed(state: State, event: ReplicaPlaced) -> None:
         if misfit is not None:
             _misplaced(state, member, misfit)
             return
-    members.stand_on(member, event.node_id)
+    members.stand_on(state, member, event.node_id)
     if member.replica_id in state.replicas:
         member.state = "waiting"
         member.launch_ns = state.now_ns
@@ -82,7 +89,9 @@ def unplaced(state: State, event: ReplicaUnplaced) -> None:
     member = _ordered(state, event.replica_id, event.incarnation)
     if member is not None and member.state in ("pending", "ordered"):
         member.state = "pending"
-        member.unplaced = event.reason
+        # Why no known node will do is known here; Ray only tells that it looks for another.
+        if member.node_id:
+            member.unplaced = event.reason
 
 
 def gone(state: State, event: ReplicaGone) -> None:
@@ -106,3 +115,24 @@ def _gone(state: State, member: Member, kind: FaultKind, reason: str) -> None:
         restarts.displaced(state, member, kind, reason)
     else:
         restarts.failed(state, member, kind, reason)
+
+
+# ------------------------------------------------------------------------ actors that never register
+
+
+def next_due_ns(state: State) -> int | None:
+    """When the next actor that is awaited counts as gone; one that has no room may wait for ever."""
+    earliest_ns: int | None = None
+    for member in state.pools.members.values():
+        if member.state == "ordered" and (earliest_ns is None or member.ordered_ns < earliest_ns):
+            earliest_ns = member.ordered_ns
+    return None if earliest_ns is None else earliest_ns + ORDER_TIMEOUT_NS
+
+
+def due(state: State) -> None:
+    """Give up actors that did not register in time."""
+    reason = f"did not register within {ORDER_TIMEOUT_NS // (1000 * NS_PER_MS)} s"
+    for member in list(state.pools.members.values()):
+        if member.state == "ordered" and state.now_ns - member.ordered_ns >= ORDER_TIMEOUT_NS:
+            members.give_up_actor(state, member)
+            restarts.failed(state, member, "actor", reason)

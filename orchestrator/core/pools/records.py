@@ -36,11 +36,12 @@ class Fault:
 class Member:
     """One ordered replica.
 
-    `slots` is what its engine is launched with, `failures` counts failed launches in a row, `restarts` all of its
-    life. `is_ordered`: the manager keeps an actor of its present incarnation, or is to make one. `ready_ns` is since
-    when it serves, `lease_ns` when it was last heard of. While it drains, `drain_until_ns` is when the rest of its
-    work is stopped, or, once it `is_stopping`, when it is no longer waited for; `relaunch` says whether it gets a
-    new engine then or is retired.
+    `slots` is what its engine is launched with, `failures` counts failed launches in a row, `place_failures` the last
+    of them that were faults of its place, on its present node, `restarts` all of its life. `is_ordered`: the manager
+    keeps an actor of its present incarnation, or is to make one; `ordered_ns` is since when it is awaited on its node.
+    `ready_ns` is since when it serves, `lease_ns` when it was last heard of. While it drains, `drain_until_ns` is when
+    the rest of its work is stopped, or, once it `is_stopping`, when it is no longer waited for; `relaunch` says
+    whether it gets a new engine then or is retired.
     """
 
     __slots__ = (
@@ -55,6 +56,8 @@ class Member:
         "launch_ns",
         "lease_ns",
         "node_id",
+        "ordered_ns",
+        "place_failures",
         "pool",
         "ready_ns",
         "relaunch",
@@ -79,7 +82,9 @@ class Member:
         #: Why no node has room for it, while it is pending.
         self.unplaced = ""
         self.failures = 0
+        self.place_failures = 0
         self.restarts = 0
+        self.ordered_ns = 0
         self.launch_ns = 0
         self.ready_ns = 0
         self.lease_ns = 0

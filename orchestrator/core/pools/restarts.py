@@ -1,7 +1,7 @@
 """Engines are launched, and launched again after they failed (ORCH-3038, ORCH-3039, ORCH-3053, OC-POOL-3011).
 
 Restart storms are bounded twice: each replica waits longer from failure to failure, and once a pool has seen
-nothing but failures, only one of its replicas is tried at a time.
+nothing but failures, only one of its replicas is tried at a time. What fails for its place is tried on another node.
 """
 
 from typing import Final
@@ -10,13 +10,17 @@ from zlib import crc32
 from contracts.policies import RestartPolicy
 from contracts.pools import FaultKind, LaunchEngine
 from orchestrator.core import replicas
-from orchestrator.core.pools import generations, members, reloads
+from orchestrator.core.pools import generations, members, nodes, reloads
 from orchestrator.core.pools.records import Fault, Member, Pool
 from orchestrator.core.records import NS_PER_MS, ceil_ms
 from orchestrator.core.state import State
 
 #: Beyond so many doublings every wait is over its bound.
 DOUBLINGS_MAX: Final = 40
+#: What another node may be without: faults of a GPU, a driver, a mask or the memory that is free.
+PLACE_KINDS: Final[tuple[FaultKind, ...]] = ("gpu_lost", "driver", "ecc", "mask", "headroom")
+#: Ends of the actor or of its link, which tell nothing of the place.
+SILENT_KINDS: Final[tuple[FaultKind, ...]] = ("actor", "lease")
 
 
 def backoff_ns(policy: RestartPolicy, failures: int, seed: int, replica_id: str) -> int:
@@ -44,8 +48,12 @@ def failed(state: State, member: Member, kind: FaultKind, reason: str, stderr: t
     pool, now_ns = member.pool, state.now_ns
     policy = pool.policy.restart
     if member.ready_ns and now_ns - member.ready_ns >= policy.stable_after_ms * NS_PER_MS:
-        member.failures = 0
+        member.failures = member.place_failures = 0
     member.failures += 1
+    if kind in PLACE_KINDS:
+        member.place_failures += 1
+    elif kind not in SILENT_KINDS:
+        member.place_failures = 0
     pool.failures += 1
     if kind == "vram_oom":
         _reduce(state, member)
@@ -175,6 +183,10 @@ def due(state: State, pool: Pool) -> None:
 
 def _launch(state: State, member: Member) -> None:
     replica = state.replicas.get(member.replica_id)
+    if replica is not None and nodes.elsewhere(state.pools, member) is not None:
+        replicas.remove(state, replica, f"it is moved off node {member.node_id}")
+        members.give_up_actor(state, member)
+        replica = None
     if replica is None:
         members.order(state, member)
         return

@@ -1,14 +1,26 @@
 """Metrics of pools: restarts and launches by kind, errors of GPUs counted once, gauges by device and by phase."""
 
+from collections.abc import Callable
 from typing import get_args
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from contracts.control import PoolHealth, PoolMetrics, ReplicaHealth, ReplicaPhase
 from contracts.gpus import GpuCounts, GpuReading
 from contracts.messages import EngineGauges
-from contracts.pools import FaultKind, NotePool, PoolChange
+from contracts.pools import (
+    FaultKind,
+    LaunchEngine,
+    NotePool,
+    OrderReplica,
+    PoolChange,
+    ReplicaGone,
+    ReplicaOrder,
+    RetireReplica,
+)
+from contracts.scheduling import ReplicaLost, ReplicaReady, ReplicaUnready
 from contracts.tasks import ReplicaInfo
 from orchestrator.cluster.pool_telemetry import PoolTelemetry
 
@@ -43,6 +55,41 @@ class Page:
     def note(self, change: PoolChange, kind: FaultKind | None = None, pool_id: str = "pool") -> None:
         self.telemetry.noted(NotePool("set", pool_id, change, "because", f"{pool_id}-0", kind))
 
+    def order(self, replica_id: str = "pool-0", incarnation: int = 1) -> None:
+        self.telemetry.decided(OrderReplica("set", ReplicaOrder(replica_id, incarnation, "pool", "m")))
+
+    def launch(self, replica_id: str = "pool-0") -> None:
+        self.telemetry.decided(LaunchEngine("set", replica_id, 2))
+
+    def retire(self, replica_id: str = "pool-0") -> None:
+        self.telemetry.decided(RetireReplica("set", replica_id, 1))
+
+    def ready(self, replica: ReplicaInfo = REPLICA) -> None:
+        self.telemetry.happened(ReplicaReady(replica))
+
+    def unready(self, kind: FaultKind, replica_id: str = "pool-0") -> None:
+        self.telemetry.happened(ReplicaUnready(replica_id, "because", kind))
+
+    def lost(self, replica_id: str = "pool-0") -> None:
+        self.telemetry.happened(ReplicaLost(replica_id, "its connection ended"))
+
+    def gone(self, kind: FaultKind, incarnation: int = 1) -> None:
+        self.telemetry.happened(ReplicaGone("pool-0", incarnation, kind, "because"))
+
+    @property
+    def outcomes(self) -> dict[str, float]:
+        """Launches by how they ended."""
+        return self.by("preload_outcomes_total", "outcome")
+
+    @property
+    def shown(self) -> dict[str, float]:
+        """Memory in use by GPU."""
+        return self.by("vram_used_bytes", "device")
+
+    def scrape(self, *gpus: GpuReading, replica: ReplicaInfo = REPLICA, host_bytes: int | None = 4096) -> None:
+        gauges = EngineGauges(replica.replica_id, 0.5, gpus, host_ram_used_bytes=host_bytes)
+        self.telemetry.gauges(replica, gauges)
+
     def count(self, counts: GpuCounts, replica: ReplicaInfo = REPLICA) -> None:
         self.telemetry.gauges(replica, EngineGauges(replica.replica_id, None, gpu_counts=counts))
 
@@ -62,15 +109,7 @@ def test_restarts_are_counted_by_the_fault_that_they_are_for() -> None:
     page.restart("exit", "ecc", "exit", "xid")
     assert page.by("pool_restarts_total", "reason") == {"exit": 2, "ecc": 1, "xid": 1}
     assert page.value("pool_changes_total", change="restart") == 4
-
-
-@pytest.mark.req("OC-POOL-3030")
-def test_launches_are_counted_by_their_end() -> None:
-    page = Page()
-    page.restart("headroom", "model", "headroom")
-    page.telemetry.ready(REPLICA)
-    assert page.by("preload_outcomes_total", "outcome") == {"headroom": 2, "model": 1, "ready": 1}
-    assert page.value("preload_outcomes_total", outcome="ready") == 1
+    assert page.outcomes == {}
 
 
 @pytest.mark.req("ORCH-3039", "OC-POOL-3030")
@@ -97,8 +136,7 @@ def test_other_decisions_about_a_fault_are_no_restarts() -> None:
     page.note("breaker_open", "driver")
     page.note("lease_lapsed", "lease")
     page.note("scaled_up")
-    for name in ("pool_restarts_total", "preload_outcomes_total"):
-        assert page.by(name, "pool_id") == {}
+    assert page.by("pool_restarts_total", "pool_id") == {}
     assert (page.by("oom_events_total", "kind"), page.value("driver_resets_total")) == ({}, None)
     changes = ("capacity_reduced", "breaker_open", "lease_lapsed", "scaled_up")
     assert page.by("pool_changes_total", "change") == dict.fromkeys(changes, 1)
@@ -116,6 +154,7 @@ def test_a_pool_that_is_not_known_is_counted_all_the_same() -> None:
 @pytest.mark.req("ORCH-3053", "OC-POOL-3030")
 def test_counts_that_are_told_again_count_once() -> None:
     page = Page()
+    page.ready()
     for _ in range(2):
         page.count(GpuCounts(ecc_corrected=5, ecc_uncorrected=1, xids=2))
     assert page.errors() == (5, 1, 2)
@@ -132,19 +171,36 @@ def test_counts_that_are_told_again_count_once() -> None:
         # More of one kind than the last one had; less of another gives it away.
         (GpuCounts(ecc_corrected=9, ecc_uncorrected=0, xids=6), (14, 2, 10)),
         (GpuCounts(ecc_corrected=9, ecc_uncorrected=3, xids=1), (14, 5, 5)),
+        (GpuCounts(ecc_corrected=4, ecc_uncorrected=3, xids=6), (9, 5, 10)),
     ],
 )
 def test_a_replica_that_was_made_anew_counts_on_top(anew: GpuCounts, both: tuple[float, ...]) -> None:
     page = Page()
+    page.ready()
     page.count(GpuCounts(ecc_corrected=5, ecc_uncorrected=2, xids=4))
     for _ in range(2):
         page.count(anew)
     assert page.errors() == both
 
 
+@pytest.mark.req("ORCH-3053", "OC-POOL-3030")
+def test_another_actor_counts_from_zero_also_where_its_counts_do_not_tell() -> None:
+    page = Page()
+    for incarnation in (1, 2):
+        page.order(incarnation=incarnation)
+        page.ready()
+        page.count(GpuCounts(ecc_corrected=5 * incarnation, ecc_uncorrected=2 * incarnation, xids=4 * incarnation))
+        page.lost()  # its link alone: the same actor goes on
+        page.ready()
+        page.count(GpuCounts(ecc_corrected=5 * incarnation, ecc_uncorrected=2 * incarnation, xids=4 * incarnation + 1))
+    assert page.errors() == (15, 6, 14)
+
+
 @pytest.mark.req("OC-POOL-3030")
 def test_replicas_are_counted_each_for_itself() -> None:
     page = Page()
+    page.ready()
+    page.ready(NEIGHBOUR)
     page.count(GpuCounts(xids=4))
     page.count(GpuCounts(xids=1), NEIGHBOUR)
     page.count(GpuCounts(xids=5))
@@ -163,14 +219,88 @@ def test_each_gpu_is_shown_by_its_uuid_and_what_the_driver_does_not_tell_is_left
         GpuReading(1, "GPU-b", "Fake", 1000, 0, utilization_percent=0),
         GpuReading(2, "GPU-c", "Fake", 1000, 999),
     )
-    page.telemetry.gauges(REPLICA, EngineGauges("pool-0", 0.5, gpus, host_ram_used_bytes=4096))
-    assert page.by("vram_used_bytes", "device") == {"GPU-a": 250, "GPU-b": 0, "GPU-c": 999}
+    page.ready()
+    page.scrape(*gpus)
+    assert page.shown == {"GPU-a": 250, "GPU-b": 0, "GPU-c": 999}
     assert page.by("gpu_utilization", "device") == {"GPU-a": 37, "GPU-b": 0}
     assert page.value("vram_used_bytes", PLACED, device="GPU-a") == 250
     assert page.value("gpu_utilization", PLACED, device="GPU-a") == 37
     assert page.value("host_ram_used_bytes", PLACED) == 4096
-    page.telemetry.gauges(REPLICA, EngineGauges("pool-0", 0.5, gpus[1:2]))
-    assert page.value("host_ram_used_bytes", PLACED) == 4096
+
+
+GPU_A = GpuReading(0, "GPU-a", "Fake", 1000, 250, utilization_percent=37)
+GPU_B = GpuReading(1, "GPU-b", "Fake", 1000, 500, utilization_percent=73)
+GAUGES = ("vram_used_bytes", "gpu_utilization", "host_ram_used_bytes")
+
+
+@pytest.mark.req("OC-POOL-3030")
+def test_what_is_not_told_any_more_is_not_shown_any_more() -> None:
+    """A GPU that is lost is in no reading; its last figures would say that it works."""
+    page = Page()
+    page.ready()
+    page.scrape(GPU_A, GPU_B)
+    page.scrape(GPU_B, host_bytes=None)
+    assert page.shown == {"GPU-b": 500}
+    assert page.by("gpu_utilization", "device") == {"GPU-b": 73}
+    assert page.by("host_ram_used_bytes", "replica_id") == {}
+    page.scrape(replace(GPU_A, vram_used_bytes=251), GPU_B)
+    assert page.shown == {"GPU-a": 251, "GPU-b": 500}
+
+
+@pytest.mark.req("OC-POOL-3030", "ORCH-3038")
+@pytest.mark.parametrize(
+    "down",
+    [
+        lambda page: page.unready("exit"),
+        Page.lost,
+        lambda page: page.gone("actor"),
+        Page.launch,
+        Page.retire,
+        lambda page: page.order(incarnation=2),
+    ],
+    ids=["unready", "lost", "gone", "launched again", "retired", "ordered anew"],
+)
+def test_gauges_of_a_replica_go_with_it(down: Callable[[Page], None]) -> None:
+    page = Page()
+    page.order()
+    for replica in (REPLICA, NEIGHBOUR):
+        page.ready(replica)
+        page.scrape(GPU_A, replica=replica)
+    down(page)
+    for name in GAUGES:
+        assert list(page.by(name, "replica_id")) == ["pool-1"]
+    page.scrape(GPU_A)  # it was on its way
+    assert list(page.by("host_ram_used_bytes", "replica_id")) == ["pool-1"]
+    page.ready()
+    page.scrape(GPU_A)
+    for name in GAUGES:
+        assert sorted(page.by(name, "replica_id")) == ["pool-0", "pool-1"]
+
+
+@pytest.mark.req("OC-POOL-3030", "ORCH-3032")
+def test_an_engine_of_another_version_takes_the_place_of_the_one_before_it() -> None:
+    page = Page()
+    later = replace(REPLICA, engine_version="b2")
+    page.ready()
+    page.scrape(GPU_A)
+    page.ready(later)
+    page.scrape(GPU_A, replica=later)
+    for name in GAUGES:
+        assert list(page.by(name, "engine_version")) == ["b2"]
+
+
+def test_nothing_is_kept_of_replicas_that_were_retired() -> None:
+    page = Page()
+    for number in range(5):
+        replica = replace(REPLICA, replica_id=f"pool-{number}")
+        page.order(replica.replica_id)
+        page.launch(replica.replica_id)
+        page.ready(replica)
+        page.scrape(GPU_A, replica=replica)
+        page.launch(replica.replica_id)
+        page.retire(replica.replica_id)
+    kept = page.telemetry
+    assert (kept._orders, kept._launching, kept._counted, kept._shown) == ({}, {}, {}, {})
 
 
 def health(*phases: ReplicaPhase, breaker: str = "closed") -> PoolHealth:

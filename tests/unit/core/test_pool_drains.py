@@ -230,3 +230,38 @@ def test_a_task_stopped_on_a_faulty_replica_goes_on_when_its_engine_is_back() ->
     error = fleet.health().last_error
     assert error is not None
     assert error.kind == "ecc"
+
+
+@pytest.mark.req("ORCH-3038", "ORCH-2101")
+def test_a_fault_leaves_a_replica_that_drains_no_more_time_than_any_other() -> None:
+    fleet = Fleet(managed(pool("pool-a", drain_ms=300_000), pool("pool-b")))
+    fleet.service_ms = None
+    fleet.submit("t0")
+    fleet.submit("t1")
+    fleet.drain(300_000, "pool-a")
+    fleet.tell(ReplicaFaulted("pool-a-0", "ecc", "double-bit error"))
+    fleet.pass_ms(29_999)
+    assert not of(fleet.said, Stop)
+    fleet.pass_ms(10)
+    assert [stop.replica_id for stop in of(fleet.said, Stop)] == ["pool-a-0"]
+    # It goes as it was to go: no engine is launched on that GPU once more.
+    fleet.pass_ms(60_000)
+    assert fleet.health("pool-a").drained
+
+
+@pytest.mark.req("ORCH-3038", "ORCH-2101")
+def test_a_replica_that_drains_for_a_fault_goes_with_its_pool_and_at_its_deadline() -> None:
+    for deadline_ms in (0, 5_000):
+        fleet = Fleet(managed(pool(drain_ms=300_000)))
+        fleet.service_ms = None
+        fleet.submit("t")
+        fleet.tell(ReplicaFaulted("pool-a-0", "ecc", "double-bit error"))
+        fleet.drain(deadline_ms)
+        fleet.pass_ms(deadline_ms + 5)
+        assert [stop.task_id for stop in of(fleet.said, Stop)] == ["t"]
+        assert fleet.health().drained
+        error = fleet.outcomes["t"].error
+        assert error is not None
+        assert error.code == "POOL_UNAVAILABLE"
+        fleet.pass_ms(60_000)
+        assert fleet.phases() == {}

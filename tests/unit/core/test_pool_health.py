@@ -74,6 +74,37 @@ def test_a_replica_without_a_place_says_what_is_missing() -> None:
     )
 
 
+@pytest.mark.req("ORCH-3018", "ORCH-3029", "ORCH-2103", "OC-POOL-3003")
+def test_a_pool_at_zero_that_no_node_has_room_for_takes_tasks_and_says_what_it_waits_for() -> None:
+    fleet = Fleet(managed(pool(least=0, devices=("1",), accelerator="gpu"), on_time_percent_min=50))
+    assert fleet.core.scheduler.readiness() == {"pool-a": "ready"}
+    fleet.submit("first", deadline_ms=120_000)
+    assert fleet.phases() == {"pool-a-0": "pending"}
+    for n in range(3):
+        fleet.pass_ms(20_000)
+        fleet.submit(f"t{n}", deadline_ms=120_000)
+    load_ms = fleet.sets()["small"].predictor.load_ns // MS
+    assert not fleet.refusals
+    assert all(admit.predicted_start_ms >= load_ms for admit in fleet.admitted.values())
+    status = fleet.core.scheduler.status(fleet.core.now_ms * MS, "first", "acme")
+    assert status is not None
+    assert status.predicted_start_ms is not None
+    assert status.predicted_start_ms >= load_ms, "its node may come at any time, and then it loads"
+    why = "pool pool-a needs GPU 1 of one node: node n0 has no GPU 1, only 0 in all"
+    assert fleet.core.scheduler.readiness() == {"pool-a": f"unavailable: {why}"}
+    seen = fleet.health()
+    assert (seen.live, seen.ready) == (True, False)
+    assert seen.last_error is not None
+    assert (seen.last_error.kind, seen.last_error.message) == ("unplaced", why)
+    assert seen.metrics.predicted_wait_ms >= load_ms
+    # The autoscaler brings a node.
+    fleet.tell(NodesSeen((NodeInfo("n0"), NodeInfo("n1", gpus=2))))
+    assert fleet.core.scheduler.readiness() == {"pool-a": "ready"}
+    fleet.pass_ms(fleet.load_ms + 500)
+    assert {outcome.state for outcome in fleet.outcomes.values()} == {"finished"}
+    assert len(fleet.outcomes) == 4
+
+
 @pytest.mark.req("ORCH-2103")
 def test_reading_changes_nothing() -> None:
     fleet = Fleet()

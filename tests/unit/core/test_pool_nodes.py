@@ -148,6 +148,52 @@ def test_a_lost_link_turns_out_to_be_a_lost_node() -> None:
     assert one(fleet.pass_ms(500), OrderReplica).order.node_id == "n1"
 
 
+@pytest.mark.req("ORCH-3018", "ORCH-3011")
+def test_when_no_node_is_left_everything_waits_for_one() -> None:
+    fleet = Fleet(gpu_pool(replicas=2), nodes=(N0, N1))
+    fleet.up("pool-a-0")
+    fleet.submit("t")
+    fleet.tell(ReplicaUnplaced("pool-a-1", 1, "no 4 CPUs are free"))
+    assert changes(fleet.see()) == [("restart", "pool-a-0"), ("restart", "pool-a-1")]
+    assert fleet.state_of("t") == "failed"
+    orders = of(fleet.pass_ms(500), OrderReplica)
+    assert [(each.order.replica_id, each.order.node_id) for each in orders] == [("pool-a-0", ""), ("pool-a-1", "")]
+    assert fleet.scheduler.readiness() == {"pool-a": "unavailable: pool pool-a: no node is known"}
+    assert not fleet.see()
+    fleet.see(N0, N1)
+    assert placed(fleet) == {"pool-a-0": "n0", "pool-a-1": "n1"}
+    fleet.up("pool-a-0", "pool-a-1")
+    assert fleet.home_ready() == ["pool-a-0", "pool-a-1"]
+    assert (fleet.pool().failures, fleet.member("pool-a-0").failures) == (0, 0)
+
+
+def test_a_manager_that_sees_no_node_at_first_orders_all_the_same() -> None:
+    fleet = Fleet(gpu_pool(replicas=1), nodes=())
+    assert placed(fleet) == {"pool-a-0": ""}
+    assert fleet.scheduler.readiness() == {"pool-a": "unavailable: pool pool-a: no node is known"}
+    assert one(fleet.see(N0), OrderReplica).order.node_id == "n0"
+
+
+@pytest.mark.req("ORCH-3018", "ORCH-3011")
+def test_another_manager_that_knows_of_fewer_nodes_moves_only_what_stood_on_the_others() -> None:
+    fleet = Fleet(gpu_pool(replicas=3), nodes=(N0, N1, N2))
+    fleet.up("pool-a-0", "pool-a-1", "pool-a-2")
+    fleet.submit("t")
+    running = fleet.member("pool-a-0")
+    commands = fleet.see(N0, N2)
+    assert changes(commands) == [("restart", "pool-a-2")]
+    assert fleet.state_of("t") == "running"
+    assert (running.node_id, running.incarnation) == ("n0", 1)
+    # GPU 0 of both nodes that are left is held.
+    order = one(fleet.pass_ms(500), OrderReplica).order
+    assert (order.replica_id, order.incarnation, order.node_id) == ("pool-a-2", 2, "")
+    # The rest of the nodes follows: it has its place back, the others stay.
+    assert [each.order.node_id for each in of(fleet.see(N0, N1, N2), OrderReplica)] == ["n1"]
+    fleet.up("pool-a-2")
+    assert fleet.state_of("t") == "running"
+    assert fleet.home_ready() == ["pool-a-0", "pool-a-1", "pool-a-2"]
+
+
 def test_orders_before_nodes_are_known_wait_for_them() -> None:
     core = Core(replica_set(pools=(pool(replicas=1),)))
     state = core.scheduler.state

@@ -4,8 +4,9 @@ from zlib import crc32
 
 import pytest
 
-from contracts.pools import NodeInfo, NodesSeen
-from contracts.scheduling import ReplicaLost
+from contracts.pools import LaunchEngine, NodeInfo, NodesSeen, ReplicaFaulted
+from contracts.scheduling import ReplicaLost, ReplicaReady
+from tests.unit.core.core_kit import of, replica
 from tests.unit.core.fleet_kit import Fleet, managed, pool
 
 
@@ -304,3 +305,55 @@ def test_failures_of_what_is_rolled_back_leave_no_breaker_open() -> None:
     fleet.pass_ms(5_000)
     assert fleet.health().breaker == "closed"
     assert fleet.health().metrics.replicas_ready == 6
+
+
+@pytest.mark.req("ORCH-3031", "ORCH-3038")
+def test_a_fault_of_an_old_replica_while_it_finishes_its_work_brings_no_new_engine() -> None:
+    fleet = Fleet(managed(pool(drain_ms=300_000)))
+    fleet.service_ms = None
+    fleet.submit("old")
+    fleet.reload("other")
+    fleet.pass_ms(fleet.load_ms)
+    assert fleet.phases() == {"pool-a-1": "ready", "pool-a-0": "ready"}
+    fleet.tell(ReplicaFaulted("pool-a-0", "driver", "error 79"))
+    assert fleet.phases() == {"pool-a-1": "ready", "pool-a-0": "draining"}
+    launches = [each.replica_id for each in of(fleet.said, LaunchEngine)]
+    fleet.finish("old")
+    assert fleet.outcomes["old"].state == "finished"
+    fleet.pass_ms(60_000)
+    assert fleet.phases() == {"pool-a-1": "ready"}
+    assert [each.replica_id for each in of(fleet.said, LaunchEngine)] == launches
+    assert list(fleet.sets()) == ["other"]
+
+
+@pytest.mark.req("ORCH-3031", "ORCH-3038")
+def test_what_waits_for_an_old_faulty_replica_is_served_once_it_has_a_new_engine() -> None:
+    fleet = Fleet(managed(pool(drain_ms=300_000)))
+    fleet.service_ms = None
+    fleet.submit("runs")
+    fleet.submit("waits")
+    fleet.reload("other")
+    fleet.pass_ms(fleet.load_ms)
+    fleet.tell(ReplicaFaulted("pool-a-0", "driver", "error 79"))
+    fleet.finish("runs")
+    fleet.pass_ms(500 + fleet.load_ms)
+    assert fleet.running["waits"].replica_id == "pool-a-0"
+    fleet.finish("waits")
+    assert fleet.phases() == {"pool-a-1": "ready"}
+
+
+@pytest.mark.req("ORCH-3033", "ORCH-3038")
+def test_a_fault_of_a_new_replica_leaves_the_reload_to_its_launches() -> None:
+    fleet = Fleet(managed(pool(replicas=2)))
+    fleet.stuck.append("other")
+    fleet.reload("other")
+    fleet.pass_ms(1)
+    fleet.tell(ReplicaReady(replica("pool-a-2", model_digest="sha256:other")))
+    fleet.tell(ReplicaFaulted("pool-a-2", "ecc", "double-bit error"))
+    assert fleet.phases()["pool-a-2"] == "waiting"
+    fleet.stuck.clear()
+    fleet.tell(ReplicaReady(replica("pool-a-3", model_digest="sha256:other")))
+    assert fleet.health().model_ref == "small"
+    fleet.pass_ms(1_000)
+    assert fleet.health().model_ref == "other"
+    assert fleet.phases() == {"pool-a-2": "ready", "pool-a-3": "ready"}
