@@ -65,6 +65,7 @@ class ReplicaHost:
         self._preload = Preload(spec, self._gpu_fault)
         self._ready: ev.ReplicaReady | None = None
         self._launch: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._coming_up = False
         self._gpu_down: asyncio.Future[Down] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
@@ -135,6 +136,7 @@ class ReplicaHost:
         while True:
             slots = await self._launch
             self._launch = asyncio.get_running_loop().create_future()
+            self._coming_up = True
             self._report(self._waiting)
             await self._run_engine(slots)
             if self._adapter is not None:
@@ -153,8 +155,10 @@ class ReplicaHost:
             token_ns = await self_test(adapter, prepared.spec)
             info = replica_info(prepared, await adapter.properties(), token_ns, self._node_id)
         except EngineError as failed:
+            self._coming_up = False
             self._tell_down(Down(failed.kind, failed.info.message, failed.stderr_tail))
         else:
+            self._coming_up = False
             await self._serve(adapter, info)
 
     def _tell_down(self, down: Down) -> None:
@@ -222,8 +226,9 @@ class ReplicaHost:
         elif isinstance(message, wire.Refused):
             log.error("replica.refused", replica_id=self._spec.replica_id, reason=message.reason)
         elif isinstance(message, wire.Launch):
-            # One that is under way already answers for both: a new link asked for it again.
-            if not self._launch.done() and (self._adapter is None or service is not None):
+            # One that is under way already answers for both: a new link asked for it again. While the last engine
+            # still ends none is: this one waits for that.
+            if not self._launch.done() and not self._coming_up:
                 self._launch.set_result(message.slots)
         elif service is not None:  # else: the Unready under way to the scheduler answers all of these
             if isinstance(message, wire.StartAttempt):
