@@ -95,7 +95,8 @@ class Admission(Struct, frozen=True, omit_defaults=True):
     `predicted_start_ms` is milliseconds from admission. `backoff_ms` is how long a well-behaved
     client waits before it submits more (0: no reason to wait). `on_time_probability` is the chance
     that the task ends before its deadline, 0 to 1. What is left of the session's budgets is told
-    where they are bounded, this task's own claim taken off (ORCH-3099).
+    where they are bounded, this task's own claim taken off (ORCH-3099). `accelerator` is told where it is
+    the development carve-out `cpu-dev` (ORCH-1101).
     """
 
     task_id: str
@@ -106,6 +107,7 @@ class Admission(Struct, frozen=True, omit_defaults=True):
     tokens_budget_remaining: int | None = None
     time_budget_remaining_ms: int | None = None
     cost_budget_remaining: float | None = None
+    accelerator: str | None = None
 
 
 class Started(Struct, frozen=True, omit_defaults=True):
@@ -204,6 +206,7 @@ class TaskStatus(Struct, frozen=True, omit_defaults=True):
     on_time_probability: float | None = None
     preempted: bool = False
     resumable: bool = False
+    accelerator: str | None = None
 
 
 class Session(Struct, frozen=True, omit_defaults=True):

@@ -159,7 +159,8 @@ AnyEvent = (
 class Admit(Command, frozen=True, gc=False):
     """Answer a submission: accepted. `replayed` marks the same task submitted again.
 
-    `on_time_probability` is the chance that the task ends before its deadline, 0 to 1.
+    `on_time_probability` is the chance that the task ends before its deadline, 0 to 1. `accelerator` is what the
+    set's pools run on.
     """
 
     submission: int
@@ -170,6 +171,7 @@ class Admit(Command, frozen=True, gc=False):
     replayed: bool = False
     on_time_probability: float = 1.0
     budgets: Budgets | None = None
+    accelerator: str = "gpu"
 
     @property
     def why(self) -> str:

@@ -29,6 +29,7 @@ def admission_of(command: ev.Admit) -> Admission:
         tokens_budget_remaining=budgets.tokens,
         time_budget_remaining_ms=budgets.time_ms,
         cost_budget_remaining=_cost(budgets),
+        accelerator=command.accelerator if command.accelerator == "cpu-dev" else None,
     )
 
 

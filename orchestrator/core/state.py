@@ -87,6 +87,7 @@ class State:
                 replayed=True,
                 on_time_probability=told.on_time_probability,
                 budgets=told.budgets,
+                accelerator=told.accelerator,
             )
         )
 

@@ -143,6 +143,7 @@ def answer(state: State, record: TaskRecord) -> bool:
         False,
         seen.chance,
         state.sessions.budgets(record.session),
+        home.policy.pools[0].accelerator,
     )
     record.admission = first
     state.out.append(first)

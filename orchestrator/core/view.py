@@ -62,6 +62,7 @@ def status(state: State, now_ns: int, record: TaskRecord) -> TaskStatus:
         pool_id=replica.pool_id if replica else None,
         engine_version=replica.engine_version if replica else None,
         model_digest=replica.model_digest if replica else None,
+        accelerator=replica.accelerator if replica else None,
         attempt=record.attempt,
         tokens_in=0,
         tokens_out=max(record.tokens_out, record.resume_tokens),

@@ -22,6 +22,7 @@ def log_admission(task: TaskInfo, admission: Admission) -> None:
         queue_position=admission.queue_position,
         predicted_start_ms=admission.predicted_start_ms,
         on_time_probability=admission.on_time_probability,
+        accelerator=admission.accelerator or "gpu",
         correlation_id=task.correlation_id,
     )
 

@@ -101,10 +101,11 @@ def test_the_carve_out_is_told_wherever_it_serves(cluster: PoolCluster) -> None:
     (engine,) = cluster.http.get("/v1/capabilities").json()["engines"]
     assert sorted(engine["accelerators"]) == ["cpu-dev", "gpu"]
     assert metric(cluster, r'pool_accelerator\{accelerator="cpu-dev".*pool_id="carved"') == 1
-    answer = cluster.http.post(
-        "/v1/tasks", json=cluster.body(model_ref="carved"), headers={"Accept": "text/event-stream"}
-    )
-    assert '"accelerator":"cpu-dev"' in answer.text
+    admitted = cluster.http.post("/v1/tasks", json=cluster.body(model_ref="carved")).json()
+    assert admitted["accelerator"] == "cpu-dev"
+    stream = cluster.http.get(f"/v1/tasks/{admitted['task_id']}/stream").text
+    assert '"accelerator":"cpu-dev"' in stream
+    assert cluster.status(admitted["task_id"])["accelerator"] == "cpu-dev"
 
 
 @pytest.mark.req("OC-CTRL-2002", "OC-CTRL-2003", "ORCH-2101", "ORCH-2102")

@@ -25,7 +25,7 @@ def as_desired(cluster: PoolCluster) -> bool:
 def check_gpus(cluster: PoolCluster) -> None:
     """No GPU has two engines, and no engine a GPU off its mask."""
     engines = cluster.engines()
-    doubled = [gpu for gpu, count in Counter(engines.values()).items() if count > 1]
+    doubled = [gpu for gpu, count in Counter(engines.values()).items() if gpu and count > 1]
     assert not doubled, engines
     assert all(gpu.endswith("-0") for gpu in cluster.engines("main").values()), engines
 
