@@ -101,8 +101,8 @@ def application(args: dict[str, str]) -> Any:
 
 def _application(config: Config, port: int) -> Any:
     from orchestrator.cluster.actors import find_secret, start_manager, start_scheduler
-    from orchestrator.cluster.fleet import RayFleet
     from orchestrator.cluster.ingress_deployment import ingress_app
+    from orchestrator.cluster.ray_fleet import RayFleet
 
     secret = find_secret()
     if secret is None:

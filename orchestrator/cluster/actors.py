@@ -13,20 +13,17 @@ from typing import Any, Final
 
 import ray
 import structlog
-from ray.util import (
-    get_node_ip_address,
-    get_placement_group,
-    list_named_actors,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray import PlacementGroupID
+from ray.util import get_node_ip_address, list_named_actors, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from contracts.engine import AdapterFactory, EngineSpec
 from contracts.messages import Endpoint
 from contracts.policies import SchedulerConfig
 from orchestrator.cluster import logs
 from orchestrator.cluster.connection import ChannelError
-from orchestrator.cluster.pool_manager import Fleet, PoolManager
+from orchestrator.cluster.fleet import Fleet
+from orchestrator.cluster.pool_manager import PoolManager
 from orchestrator.cluster.replica_host import ReplicaHost
 from orchestrator.cluster.scheduler_service import SchedulerService
 
@@ -91,6 +88,9 @@ class ReplicaActor:
             self._running = asyncio.create_task(host.run())
         # A manager that is gone cancels its call, not the replica.
         await asyncio.wait({self._running})
+        if not self._running.cancelled() and (crashed := self._running.exception()) is not None:
+            log.error("replica.crashed", exc_info=crashed)
+            raise crashed.exceptions[0] if isinstance(crashed, BaseExceptionGroup) else crashed
 
     async def stop(self) -> None:
         """End the engine process and all connections."""
@@ -168,24 +168,45 @@ def find_secret() -> bytes | None:
     return secret
 
 
+def groups() -> list[tuple[str, PlacementGroup]]:
+    """(name, placement group) of all replicas. By the table: Ray finds groups by name in one job's namespace only."""
+    return [
+        (group["name"], PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
+        for group_id, group in placement_group_table().items()
+        if group["state"] != "REMOVED" and group["name"].startswith(GROUP_PREFIX)
+    ]
+
+
+def groups_named(name: str) -> list[PlacementGroup]:
+    """The placement groups of that name; there should be one at most."""
+    return [group for each, group in groups() if each == name]
+
+
 def end_all() -> bool:
     """End the pool manager, then the replicas with their engines, then the scheduler; false if there was nothing."""
+    found = _kill(MANAGER)  # first, or it would bring back what ends
     names = [each["name"] for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
-    actors = {name: ray.get_actor(name, namespace=NAMESPACE) for name in names}
-    manager = actors.pop(MANAGER, None)
-    if manager is not None:  # first, or it would bring back what ends
-        ray.kill(manager)
-    scheduler = actors.pop(SCHEDULER, None)
+    stopping = []
+    for name in names:
+        with contextlib.suppress(ValueError):  # it died meanwhile
+            if name not in (MANAGER, SCHEDULER):
+                stopping.append(ray.get_actor(name, namespace=NAMESPACE).stop.remote())
     with contextlib.suppress(ray.exceptions.RayError):
-        ray.get([replica.stop.remote() for replica in actors.values()], timeout=STOP_TIMEOUT_S)
-    for actor in (*actors.values(), scheduler):
-        if actor is not None:
-            ray.kill(actor)
-    for group in placement_group_table().values():
-        if group["state"] != "REMOVED" and group["name"].startswith(GROUP_PREFIX):
-            with contextlib.suppress(ValueError):  # the manager was about to remove it
-                remove_placement_group(get_placement_group(group["name"]))
-    return bool(names)
+        ray.get(stopping, timeout=STOP_TIMEOUT_S)
+    for name in names:
+        found = _kill(name) or found
+    for _, group in groups():
+        remove_placement_group(group)
+    return found
+
+
+def _kill(name: str) -> bool:
+    """Kill an actor; false if there is none of that name."""
+    try:
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+    except ValueError:
+        return False
+    return True
 
 
 async def locate_scheduler() -> Endpoint:

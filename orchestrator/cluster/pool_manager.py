@@ -7,7 +7,7 @@ names. A manager that was restarted is sent all orders, takes over what fits the
 import asyncio
 import contextlib
 import re
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 
@@ -25,6 +25,7 @@ from contracts.pools import (
 )
 from orchestrator.cluster.channel import connect
 from orchestrator.cluster.connection import ChannelError, Connection
+from orchestrator.cluster.fleet import Actor, Fleet, name_of
 from orchestrator.cluster.scheduler_link import Locate
 
 log = structlog.get_logger(__name__)
@@ -38,39 +39,6 @@ INBOX_MAX: Final = 10_000
 REASON_CHARS_MAX: Final = 600
 
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
-
-
-class Actor(Protocol):
-    """A replica's actor: `run.remote()` ends when the replica does."""
-
-    run: Any
-
-
-class Fleet(Protocol):
-    """Nodes, placement groups and replica actors. Names are those of `name_of`."""
-
-    async def nodes(self) -> tuple[NodeInfo, ...]:
-        """Live nodes, by id."""
-
-    async def existing(self) -> set[str]:
-        """Names of the groups that are there, whoever made them."""
-
-    async def reserve(self, order: ReplicaOrder, nodes: tuple[NodeInfo, ...]) -> Any:
-        """The replica's placement group: the one that is there, or a new one; off `nodes` if it names no node."""
-
-    async def placed_on(self, group: Any) -> tuple[str, str]:
-        """(node of a group, empty until it has one; what is said meanwhile)."""
-
-    async def start(self, order: ReplicaOrder, group: Any, node_id: str) -> Actor:
-        """The replica's actor: the one that is there, or a new one in its group."""
-
-    async def end(self, name: str) -> None:
-        """End a replica's actor, engine first, and give its resources back; fine if nothing is there."""
-
-
-def name_of(order: ReplicaOrder) -> str:
-    """Under which a replica's group and actor are found again."""
-    return f"{order.replica_id}-{order.incarnation}"
 
 
 def reason_of(died: Exception) -> str:
@@ -93,11 +61,15 @@ class PoolManager:
         self._link: Connection | None = None
         self._unlinked = asyncio.Event()
         self._nodes: tuple[NodeInfo, ...] = ()
+        self._looking = asyncio.Lock()
         self._orders: dict[str, ReplicaOrder] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._inbox: asyncio.Queue[Any] = asyncio.Queue(INBOX_MAX)
 
     async def run(self) -> None:
+        while not self._nodes:  # nothing can be made before
+            await self._see_nodes()
+            await asyncio.sleep(0 if self._nodes else NODES_POLL_S)
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._keep_linked())
             loops.create_task(self._watch_nodes())
@@ -143,11 +115,16 @@ class PoolManager:
             await asyncio.sleep(NODES_POLL_S)
 
     async def _see_nodes(self) -> None:
-        nodes = await self._fleet.nodes()
-        if nodes != self._nodes:
-            self._nodes = nodes
-            log.info("nodes.changed", nodes=len(nodes), gpus=sum(node.gpus for node in nodes))
-            self._report(NodesSeen(nodes))
+        async with self._looking:  # an older look must not overwrite a newer one
+            try:
+                nodes = await self._fleet.nodes()
+            except Exception:  # Ray's errors are many; the next look may succeed
+                log.exception("nodes.not_seen")
+                return
+            if nodes != self._nodes:
+                self._nodes = nodes
+                log.info("nodes.changed", nodes=len(nodes), gpus=sum(node.gpus for node in nodes))
+                self._report(NodesSeen(nodes))
 
     # ---------------------------------------------------------------------- orders
 
@@ -166,18 +143,29 @@ class PoolManager:
     async def _adopt(self, loops: asyncio.TaskGroup, orders: tuple[ReplicaOrder, ...]) -> None:
         """Take over what is ordered and end what is not: left by an earlier manager or scheduler."""
         wanted = {name_of(order) for order in orders}
-        left = {name for name in await self._fleet.existing() if name not in wanted}
+        left = {name for name in await self._existing() if name not in wanted}
         log.info("orders.taken", orders=len(orders), left_over=len(left))
         for replica_id in [each for each in self._orders if all(each != order.replica_id for order in orders)]:
             del self._orders[replica_id]
             self._follow(loops, replica_id, None)
         kept = {name_of(order) for order in self._orders.values()}
-        await asyncio.gather(*(self._fleet.end(name) for name in left - kept))
+        ended = await asyncio.gather(*(self._fleet.end(name) for name in left - kept), return_exceptions=True)
+        for failed in ended:
+            if isinstance(failed, Exception):
+                log.error("replica.not_ended", exc_info=failed)
         for order in orders:
             if self._orders.get(order.replica_id) != order:
                 self._keep(loops, order)
             else:  # the scheduler that asks may be a new one: tell it how the replica stands
                 self._follow(loops, order.replica_id, order)
+
+    async def _existing(self) -> set[str]:
+        while True:
+            try:
+                return await self._fleet.existing()
+            except Exception:
+                log.exception("groups.not_seen")
+                await asyncio.sleep(PLACED_POLL_S_MAX)
 
     def _keep(self, loops: asyncio.TaskGroup, order: ReplicaOrder) -> None:
         self._orders[order.replica_id] = order
@@ -198,19 +186,22 @@ class PoolManager:
     async def _keeper(self, replica_id: str, order: ReplicaOrder | None, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.gather(before, return_exceptions=True)
-        try:
-            wanted = name_of(order) if order is not None else ""
-            for name in await self._fleet.existing():
-                if name != wanted and name.rpartition("-")[0] == replica_id:
-                    await self._fleet.end(name)
-            if order is not None:
-                await self._bring_up(order)
-        except asyncio.CancelledError:
-            raise
-        except Exception as failed:  # Ray's errors are many; none may end the manager
-            log.exception("replica.not_kept", replica_id=replica_id)
-            if order is not None:
-                self._report(ReplicaGone(replica_id, order.incarnation, "actor", f"it could not be made: {failed}"))
+        while True:
+            try:
+                wanted = name_of(order) if order is not None else ""
+                for name in await self._fleet.existing():
+                    if name != wanted and name.rpartition("-")[0] == replica_id:
+                        await self._fleet.end(name)
+                if order is not None:
+                    await self._bring_up(order)
+                return
+            except Exception as failed:  # Ray's errors are many; none may end the manager
+                log.exception("replica.not_kept", replica_id=replica_id)
+                if order is not None:
+                    reason = f"it could not be made: {reason_of(failed)}"
+                    self._report(ReplicaGone(replica_id, order.incarnation, "actor", reason))
+                    return
+            await asyncio.sleep(PLACED_POLL_S_MAX)  # what is to go must go
 
     async def _bring_up(self, order: ReplicaOrder) -> None:
         """Reserve, start, and wait for the actor's end."""
@@ -227,14 +218,20 @@ class PoolManager:
         self._report(ReplicaPlaced(order.replica_id, order.incarnation, node_id))
         actor = await self._fleet.start(order, group, node_id)
         log.info("replica.started", replica_id=order.replica_id, incarnation=order.incarnation, node_id=node_id)
-        try:
-            await actor.run.remote()
-            reason = "its actor stopped"
-        except asyncio.CancelledError:
-            raise
-        except Exception as died:
-            reason = reason_of(died)
+        reason = await self._end_of(actor)
         await self._see_nodes()
         alive = any(node.node_id == node_id for node in self._nodes)
         log.warning("replica.gone", replica_id=order.replica_id, incarnation=order.incarnation, reason=reason)
         self._report(ReplicaGone(order.replica_id, order.incarnation, "actor" if alive else "node", reason))
+
+    async def _end_of(self, actor: Actor) -> str:
+        """Wait for the end of a replica's actor; why it ended."""
+        while True:
+            try:
+                await actor.run.remote()
+            except Exception as died:
+                if not self._fleet.is_unavailable(died):
+                    return reason_of(died)
+                await asyncio.sleep(PLACED_POLL_S_MAX)
+            else:
+                return "its actor stopped"

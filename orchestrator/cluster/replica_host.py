@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 RECONNECT_BACKOFF_S: Final = 0.2
 GAUGES_INTERVAL_S: Final = 5.0
-#: Several of these fit into the shortest time after which a silent replica is sent nothing more.
+#: Several fit into the shortest time after which a silent replica is sent nothing more.
 LEASE_INTERVAL_S: Final = 0.5
 
 Locate = Callable[[], Awaitable[wire.Endpoint]]
@@ -159,10 +159,13 @@ class ReplicaHost:
             self._tell_down(Down(failed.kind, failed.info.message, failed.stderr_tail))
         else:
             self._coming_up = False
-            await self._serve(adapter, info)
+            if self._gpu_down.done():
+                self._tell_down(self._gpu_down.result())
+            else:
+                await self._serve(adapter, info)
 
     def _tell_down(self, down: Down) -> None:
-        """At once, since ending an engine takes time and no task may be sent to it meanwhile."""
+        """At once: ending an engine takes time, and no task may be sent to it meanwhile."""
         log.error("engine.down", replica_id=self._spec.replica_id, kind=down.kind, reason=down.reason)
         self._report(ev.ReplicaUnready(self._spec.replica_id, down.reason, down.kind, down.stderr))
 
@@ -186,7 +189,6 @@ class ReplicaHost:
             elif not self._launch.done():
                 self._tell_down(Down("stuck", "the engine stopped answering"))
         finally:
-            self._service = self._ready = None
             for task in (exited, broken, *chores):
                 task.cancel()
             await asyncio.gather(exited, broken, *chores, return_exceptions=True)
@@ -196,6 +198,7 @@ class ReplicaHost:
         """The driver told of an error: a fatal one ends the engine now, another lets it finish (ORCH-3038)."""
         log.error("gpu.fault", replica_id=self._spec.replica_id, kind=fault.kind, message=fault.message)
         if not fault.fatal:
+            self._ready = None  # a link that is made anew must not offer this engine again
             self._report(ReplicaFaulted(self._spec.replica_id, fault.kind, fault.message))
         elif not self._gpu_down.done():
             self._gpu_down.set_result(Down(fault.kind, fault.message))
@@ -226,8 +229,7 @@ class ReplicaHost:
         elif isinstance(message, wire.Refused):
             log.error("replica.refused", replica_id=self._spec.replica_id, reason=message.reason)
         elif isinstance(message, wire.Launch):
-            # One that is under way already answers for both: a new link asked for it again. While the last engine
-            # still ends none is: this one waits for that.
+            # One that is under way answers for both: a new link asked again. While the last engine ends, none is.
             if not self._launch.done() and not self._coming_up:
                 self._launch.set_result(message.slots)
         elif service is not None:  # else: the Unready under way to the scheduler answers all of these

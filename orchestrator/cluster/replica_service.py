@@ -237,4 +237,6 @@ class ReplicaService:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(self._adapter.cancel(key) for key in keys), return_exceptions=True)
+        freed = await asyncio.gather(*(self._adapter.cancel(key) for key in keys), return_exceptions=True)
+        if any(isinstance(stuck, EngineError) for stuck in freed):
+            self.broken.set()

@@ -118,7 +118,16 @@ class PoolCluster:
         self._llorch("up", "--config", str(config), "--address", f"127.0.0.1:{self.gcs_port}", "--port", str(self.port))
 
     def down(self) -> None:
+        """`llorch down`; no placement group may be left, or its GPUs would stay taken."""
         self._llorch("down", "--address", f"127.0.0.1:{self.gcs_port}")
+        look = (
+            "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR');"
+            "from ray.util import placement_group_table as table;"
+            "print([group['name'] for group in table().values() if group['state'] != 'REMOVED'])"
+        )
+        command = [sys.executable, "-c", look, f"127.0.0.1:{self.gcs_port}"]
+        left = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=True)
+        assert left.stdout.splitlines()[-1] == "[]", left.stdout
 
     def _llorch(self, *arguments: str) -> None:
         done = subprocess.run(

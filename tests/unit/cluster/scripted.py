@@ -36,8 +36,9 @@ from contracts.policies import (
 )
 from contracts.pools import NodeInfo, ReplicaOrder
 from contracts.tasks import TaskInfo
+from orchestrator.cluster.fleet import name_of
 from orchestrator.cluster.gateway import ClusterGateway
-from orchestrator.cluster.pool_manager import PoolManager, name_of
+from orchestrator.cluster.pool_manager import PoolManager
 from orchestrator.cluster.replica_host import ReplicaHost
 from orchestrator.cluster.scheduler_service import SchedulerService
 
@@ -149,6 +150,9 @@ class ScriptedFleet:
             host = ReplicaHost(spec, cluster.make_adapter, SECRET, cluster.locate, NODE, HOST)
             self.hosts[name] = asyncio.create_task(host.run())
         return SimpleNamespace(run=SimpleNamespace(remote=lambda: self._end_of(name)))
+
+    def is_unavailable(self, _error: Exception) -> bool:
+        return False
 
     async def _end_of(self, name: str) -> None:
         await asyncio.wait({self.hosts[name]})
