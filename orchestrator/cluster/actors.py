@@ -35,6 +35,8 @@ MANAGER: Final = "pool-manager"
 #: Placement groups of replicas begin with this.
 GROUP_PREFIX: Final = "llorch-"
 STOP_TIMEOUT_S: Final = 10.0
+#: What only the head node has: a lost GPU node must not take scheduler or manager along.
+ON_THE_HEAD: Final = {"node:__internal_head__": 0.001}
 #: Objects made between two collections of the scheduler process, by generation.
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 
@@ -132,6 +134,7 @@ def start_scheduler(config: SchedulerConfig, secret: bytes) -> Any:
             max_task_retries=0,
             max_concurrency=1000,
             num_cpus=0,
+            resources=ON_THE_HEAD,
         )
         .remote(config, secret)
     )
@@ -150,6 +153,7 @@ def start_manager(fleet: Fleet, secret: bytes) -> Any:
             max_restarts=-1,
             max_task_retries=0,
             num_cpus=0,
+            resources=ON_THE_HEAD,
             get_if_exists=True,
         )
         .remote(fleet, secret)
