@@ -202,8 +202,9 @@ def _stopped(state: State, record: TaskRecord, event: AttemptEnded) -> None:
 def _moved(state: State, record: TaskRecord, event: AttemptEnded) -> None:
     """An attempt whose replica's time was up has stopped: its task goes on elsewhere, or ends for want of a place."""
     home = record.home
-    delivered = max(record.tokens_out, record.resume_tokens)
-    if (record.task.determinism == "strict" or not delivered) and generations.has_hope(state, home):
+    # Only the replica knows that nothing was delivered: progress lags behind the stream.
+    is_untouched = event.replica_id != "" and not max(record.tokens_out, record.resume_tokens)
+    if (record.task.determinism == "strict" or is_untouched) and generations.has_hope(state, home):
         record.moves += 1
         preemption.wait_again(state, record, "drain")
         return

@@ -55,7 +55,9 @@ class Scheduler:
         if state.pools.touched or state.pools.watched:
             due.settle(state)
         dispatch.dispatch(state)
-        if state.pools.touched:
+        for _ in range(due.ROUNDS_MAX):
+            if not state.pools.touched:
+                break
             # A task that could not start any more may have been the last that a drain waited for.
             due.settle(state)
             dispatch.dispatch(state)

@@ -77,8 +77,9 @@ def next_due_ns(pool: Pool) -> int | None:
     """
     found: int | None = None
     for generation in generations.of_pool(pool):
-        if generation.until_ns is not None and any(_is_kept(member) for member in generation.members.values()):
-            found = generation.until_ns if found is None else min(found, generation.until_ns)
+        until_ns = generation.until_ns
+        if until_ns is not None and any(_is_kept(member, until_ns) for member in generation.members.values()):
+            found = until_ns if found is None else min(found, until_ns)
     return found
 
 
@@ -91,7 +92,7 @@ def due(state: State, pool: Pool) -> None:
             _over(state, generation.home)
     if pool.drain_until_ns is not None:
         _go_on(state, pool.active)
-        if not pool.active.members:
+        if not pool.active.members and not pool.outgoing:
             pool.active.until_ns = pool.drain_until_ns = None
             pool.drained = True
             note(state, pool, "drained", "it has no replica any more")
@@ -110,16 +111,18 @@ def _go_on(state: State, generation: Generation) -> None:
         replica = state.replicas.get(member.replica_id)
         if replica is None or not replica.busy:
             members.retire(state, member, home.closing or "it is replaced and idle")
-        elif may_go and _is_kept(member):
+        elif may_go and _is_kept(member, until_ns):
             # Else a busy one stays in service: what it runs may have to be tried again.
             members.drain(state, member, until_ns)
     if is_over and not generations.has_hope(state, home):
         end_waiting(state, home)
 
 
-def _is_kept(member: Member) -> bool:
-    """Whether a replica was not told to go yet; one that drains for a fault would come back."""
-    return member.drain_until_ns is None or member.relaunch
+def _is_kept(member: Member, until_ns: int) -> bool:
+    """Whether a replica was not told yet to go by then; one that drains for a fault would come back."""
+    if member.drain_until_ns is None or member.relaunch:
+        return True
+    return not member.is_stopping and member.drain_until_ns > until_ns
 
 
 def _others_serve(state: State, home: ReplicaSet) -> bool:

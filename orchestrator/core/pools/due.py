@@ -26,6 +26,9 @@ def settle(state: State) -> None:
     pools = state.pools
     if not pools.touched:
         _watch(state)
+        # Else the timer is right as it is.
+        if not state.pools.touched:
+            return
     for _ in range(ROUNDS_MAX):
         if not pools.touched:
             break
@@ -45,6 +48,7 @@ def expire(state: State) -> None:
     leases.due(state)
     placements.due(state)
     _watch(state)
+    placements.retry(state)
     for pool in state.pools.by_id.values():
         scaling.due(state, pool)
         restarts.due(state, pool)

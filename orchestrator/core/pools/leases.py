@@ -55,6 +55,8 @@ def due(state: State) -> None:
 
 
 def _lapsed(state: State, member: Member, ttl_ms: int) -> None:
+    # It served until now: if that was for long enough, old failures are not in a row with what comes.
+    restarts.forgive(state, member)
     member.suspended = True
     replicas.set_aside(state, state.replicas[member.replica_id])
     members.note(state, member, "lease_lapsed", f"not heard of for {ttl_ms} ms; it is sent nothing new", "lease")

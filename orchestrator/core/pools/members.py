@@ -31,8 +31,8 @@ def order(state: State, member: Member) -> None:
     node_id = better or nodes.place(pools, member)
     if node_id != member.node_id:
         member.place_failures = 0
+        leave_node(state, member)
     member.state = "pending"
-    member.node_id, member.devices = "", ()
     if not pools.nodes_known:
         member.unplaced = nodes.unplaced(pools, member)
         return
@@ -46,6 +46,13 @@ def order(state: State, member: Member) -> None:
     note(state, member, "ordered", f"model {member.generation.model_ref}, {where}")
     state.out.append(OrderReplica(set_id_of(member), order_of(member)))
     state.pools.touched = True
+
+
+def leave_node(state: State, member: Member) -> None:
+    """A replica holds no GPUs any more: those that wait for room are tried again."""
+    if member.devices:
+        state.pools.room_freed = True
+    member.node_id, member.devices = "", ()
 
 
 def stand_on(state: State, member: Member, node_id: str) -> None:
@@ -84,6 +91,7 @@ def retire(state: State, member: Member, reason: str) -> None:
     del pools.members[member.replica_id]
     del member.generation.members[member.replica_id]
     pools.draining.pop(member.replica_id, None)
+    pools.room_freed = pools.room_freed or bool(member.devices)
     member.state = "retired"
     if replica is not None:
         replicas.remove(state, replica, reason)

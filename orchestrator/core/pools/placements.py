@@ -41,6 +41,17 @@ def nodes_seen(state: State, event: NodesSeen) -> None:
             members.reconcile(state, pool)
 
 
+def retry(state: State) -> None:
+    """Try replicas without a node again once others let go of their GPUs."""
+    pools = state.pools
+    if not pools.room_freed:
+        return
+    pools.room_freed = False
+    for member in list(pools.members.values()):
+        if member.state == "pending" and not member.node_id:
+            _try_again(state, member)
+
+
 def _node_id(node: NodeInfo) -> str:
     return node.node_id
 
@@ -70,6 +81,7 @@ def placed(state: State, event: ReplicaPlaced) -> None:
         if misfit is not None:
             _misplaced(state, member, misfit)
             return
+        members.leave_node(state, member)
     members.stand_on(state, member, event.node_id)
     if member.replica_id in state.replicas:
         member.state = "waiting"

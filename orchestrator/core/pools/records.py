@@ -179,7 +179,8 @@ class Pools:
     """All managed pools, their replicas by id, and the live nodes in the order of their ids.
 
     `touched`: something changed in this step, so that what is due must be looked at before it ends. `watched`: a
-    drain or a reload is under way, which any step may bring to its end. `draining` has the replicas that drain.
+    drain or a reload is under way, which any step may bring to its end. `room_freed`: GPUs were let go, so that
+    replicas without a node are to be tried again. `draining` has the replicas that drain.
     """
 
     def __init__(self) -> None:
@@ -193,3 +194,4 @@ class Pools:
         self.jitter_seed = 0
         self.touched = False
         self.watched = False
+        self.room_freed = False

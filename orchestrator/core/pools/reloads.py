@@ -42,6 +42,8 @@ def promote(state: State, event: PromoteRequested) -> None:
         error = unknown_pool(event.pool_id, list(state.pools.by_id))
     elif generations.canary_percent(pool) is None:
         error = conflict(event.pool_id, "no canary is on; start one by a reload with canary_percent")
+    elif pool.incoming is None or not _all_ready(pool.incoming):
+        error = conflict(event.pool_id, "not all replicas of the canary are Ready; wait or roll it back")
     state.out.append(AnswerControl("", event.request, error))
     if error is None and pool is not None:
         _switch(state, pool)
@@ -125,7 +127,10 @@ def member_ready(state: State, member: Member) -> None:
     incoming, reload = pool.incoming, pool.reload
     if incoming is None or reload is None or member.generation is not incoming or reload.state != "loading":
         return
-    if not all(each.state == "ready" for each in incoming.members.values()):
+    # The pool may have grown since the reload began: what takes over must have its size.
+    for _ in range(pool.desired - len(incoming.members)):
+        members.order_new(state, pool, incoming)
+    if not _all_ready(incoming):
         return
     if reload.canary_percent is None:
         _switch(state, pool)
@@ -134,6 +139,10 @@ def member_ready(state: State, member: Member) -> None:
     generations.refresh(state)
     state.pools.touched = True
     drains.note(state, pool, "canary_started", f"{reload.model_ref} for {reload.canary_percent} % of the sessions")
+
+
+def _all_ready(generation: Generation) -> bool:
+    return all(each.state == "ready" for each in generation.members.values())
 
 
 def member_failed(state: State, member: Member) -> None:

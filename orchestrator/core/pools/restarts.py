@@ -45,10 +45,9 @@ def failed(state: State, member: Member, kind: FaultKind, reason: str, stderr: t
     """
     if _retired_instead(state, member, kind, reason, stderr):
         return
-    pool, now_ns = member.pool, state.now_ns
+    pool = member.pool
     policy = pool.policy.restart
-    if member.ready_ns and now_ns - member.ready_ns >= policy.stable_after_ms * NS_PER_MS:
-        member.failures = member.place_failures = 0
+    forgive(state, member)
     member.failures += 1
     if kind in PLACE_KINDS:
         member.place_failures += 1
@@ -65,6 +64,13 @@ def failed(state: State, member: Member, kind: FaultKind, reason: str, stderr: t
     reloads.member_failed(state, member)
 
 
+def forgive(state: State, member: Member) -> None:
+    """Failures before a replica served for long enough are not in a row with what comes now."""
+    stable_ns = member.pool.policy.restart.stable_after_ms * NS_PER_MS
+    if member.ready_ns and state.now_ns - member.ready_ns >= stable_ns:
+        member.failures = member.place_failures = 0
+
+
 def displaced(state: State, member: Member, kind: FaultKind, reason: str) -> None:
     """A replica lost its place through no fault of its engine: a new one is looked for soon.
 
@@ -72,8 +78,9 @@ def displaced(state: State, member: Member, kind: FaultKind, reason: str) -> Non
     """
     if _retired_instead(state, member, kind, reason, ()):
         return
+    forgive(state, member)
     if kind == "node":
-        member.node_id, member.devices = "", ()
+        members.leave_node(state, member)
         _wait(state, member, kind, reason, _wait_ns(state, member, failures=1))
     else:
         member.failures += 1
@@ -84,6 +91,7 @@ def relaunch(state: State, member: Member) -> None:
     """A replica finished its work because of a fault: it gets a new engine, after the backoff (ORCH-3038)."""
     fault = member.fault
     members.end_drain(state, member)
+    state.pools.touched = True
     replica = state.replicas.get(member.replica_id)
     if replica is None or fault is None or member.state != "ready":
         return
@@ -98,7 +106,7 @@ def explained(state: State, member: Member, kind: FaultKind, reason: str) -> Non
     noted(state, member, kind, reason)
     if kind != "node":
         return
-    member.node_id, member.devices = "", ()
+    members.leave_node(state, member)
     if was_counted:
         member.failures = max(0, member.failures - 1)
         member.pool.failures = max(0, member.pool.failures - 1)

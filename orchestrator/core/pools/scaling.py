@@ -65,10 +65,11 @@ def _grown(state: State, pool: Pool) -> bool:
     """Add replicas if the wait has been too long for long enough; whether the wait is too long."""
     scaling = pool.scaling
     wait_ns, target_ns = wait_ahead_ns(state, pool), max(1, scaling.target_wait_ms) * NS_PER_MS
+    if wait_ns > target_ns:
+        pool.idle_since_ns = 0
     if wait_ns <= target_ns or pool.desired >= scaling.replicas_max:
         pool.over_since_ns = 0
         return wait_ns > target_ns
-    pool.idle_since_ns = 0
     pool.over_since_ns = pool.over_since_ns or state.now_ns
     if state.now_ns - pool.over_since_ns >= scaling.up_after_ms * NS_PER_MS:
         wanted = -(-pool.desired * wait_ns // target_ns)

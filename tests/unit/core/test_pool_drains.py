@@ -265,3 +265,35 @@ def test_a_replica_that_drains_for_a_fault_goes_with_its_pool_and_at_its_deadlin
         assert error.code == "POOL_UNAVAILABLE"
         fleet.pass_ms(60_000)
         assert fleet.phases() == {}
+
+
+@pytest.mark.req("ORCH-2101")
+def test_a_loose_task_whose_replica_never_told_what_it_delivered_is_not_tried_elsewhere() -> None:
+    fleet = two_pools()
+    fleet.service_ms = None
+    fleet.submit("silent", determinism="best_effort")
+    assert fleet.running.pop("silent").replica_id == "pool-a-0"
+    fleet.drain(0, "pool-a")
+    fleet.pass_ms(10_000)
+    assert "silent" not in fleet.running
+    error = fleet.outcomes["silent"].error
+    assert error is not None
+    assert (error.code, error.retriable) == ("POOL_UNAVAILABLE", True)
+
+
+@pytest.mark.req("ORCH-2101")
+def test_the_deadline_of_a_drain_also_binds_replicas_that_a_reload_left_behind() -> None:
+    fleet = Fleet()
+    fleet.service_ms = None
+    fleet.submit("old")
+    fleet.reload("small")
+    fleet.pass_ms(fleet.load_ms)
+    assert fleet.phases() == {"pool-a-1": "ready", "pool-a-0": "draining"}
+    fleet.drain(1_000)
+    fleet.pass_ms(999)
+    assert not of(fleet.said, Stop)
+    assert fleet.phases() == {"pool-a-0": "draining"}
+    assert not fleet.health().drained
+    fleet.pass_ms(5)
+    assert [stop.task_id for stop in of(fleet.said, Stop)] == ["old"]
+    assert fleet.health().drained

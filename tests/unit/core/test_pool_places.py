@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from contracts.policies import RestartPolicy
 from contracts.pools import (
+    DrainRequested,
     FaultKind,
     LaunchEngine,
     NodeInfo,
@@ -244,3 +245,12 @@ def test_a_node_that_turns_out_to_be_gone_explains_the_silence() -> None:
     assert (fleet.pool().failures, fleet.member("pool-a-0").failures) == (0, 0)
     assert one(fleet.pass_ms(500), OrderReplica).order.node_id == "n1"
     assert fleet.member("pool-a-0").ordered_ns == fleet.now_ms * MS
+
+
+@pytest.mark.req("ORCH-3008")
+def test_a_replica_without_a_node_is_ordered_there_once_a_gpu_is_let_go() -> None:
+    fleet = Fleet(gpu_pool("pool-a", 1), gpu_pool("pool-b", 1), nodes=(NodeInfo("n0", gpus=1),))
+    assert (fleet.member("pool-b-0").state, fleet.member("pool-b-0").node_id) == ("pending", "")
+    order = one(fleet.tell(DrainRequested(1, "pool-a", 0)), OrderReplica).order
+    assert (order.replica_id, order.node_id, order.devices) == ("pool-b-0", "n0", (0,))
+    assert fleet.member("pool-b-0").state == "ordered"

@@ -5,7 +5,7 @@ from zlib import crc32
 import pytest
 
 from contracts.pools import LaunchEngine, NodeInfo, NodesSeen, ReplicaFaulted
-from contracts.scheduling import ReplicaLost, ReplicaReady
+from contracts.scheduling import ReplicaLost, ReplicaReady, ReplicaUnready
 from tests.unit.core.core_kit import of, replica
 from tests.unit.core.fleet_kit import Fleet, managed, pool
 
@@ -357,3 +357,18 @@ def test_a_fault_of_a_new_replica_leaves_the_reload_to_its_launches() -> None:
     fleet.pass_ms(1_000)
     assert fleet.health().model_ref == "other"
     assert fleet.phases() == {"pool-a-2": "ready", "pool-a-3": "ready"}
+
+
+@pytest.mark.req("ORCH-3033")
+def test_a_canary_is_not_promoted_while_one_of_its_replicas_is_down() -> None:
+    fleet = Fleet(managed(pool(replicas=2)))
+    fleet.reload("other", canary=50)
+    fleet.pass_ms(fleet.load_ms)
+    fleet.tell(ReplicaUnready("pool-a-2", "it broke", "exit"))
+    error = fleet.promote()
+    assert error is not None
+    assert error.code == "CONFLICT"
+    assert "not all replicas of the canary are Ready" in error.message
+    fleet.pass_ms(10_000)
+    assert fleet.promote() is None
+    assert fleet.health().model_ref == "other"

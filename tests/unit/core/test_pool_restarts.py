@@ -182,3 +182,16 @@ def test_a_fault_while_it_loads_is_noted_and_left_to_the_launch() -> None:
     assert fault.kind == "xid"
     fleet.ready("pool-a-0")
     assert fleet.home_ready() == ["pool-a-0"]
+
+
+@pytest.mark.req("ORCH-3053")
+def test_failures_before_long_service_are_forgiven_when_the_node_goes() -> None:
+    for service_ms, failures in ((9_999, 1), (10_000, 0)):
+        fleet = Fleet(pool(replicas=1, restart=RestartPolicy(500, 60_000, 0, stable_after_ms=10_000)))
+        fleet.come("pool-a-0")
+        fleet.fail("pool-a-0")
+        fleet.pass_ms(500)
+        fleet.ready("pool-a-0")
+        fleet.pass_ms(service_ms)
+        fleet.see()
+        assert fleet.member("pool-a-0").failures == failures

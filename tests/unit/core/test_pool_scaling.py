@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from contracts.pools import OrderReplica
+from contracts.pools import OrderReplica, ReloadRequested
 from contracts.scheduling import TokensProgressed
 from orchestrator.core.pools import members
 from tests.unit.core.core_kit import MS, ended, of
@@ -102,7 +102,7 @@ def test_down_one_at_a_time_when_the_rest_would_do() -> None:
 
 @pytest.mark.req("ORCH-3018")
 def test_a_short_lull_takes_no_replica_away() -> None:
-    fleet = scaled(replicas=2, largest=2)
+    fleet = scaled(replicas=2, largest=2, target_wait_ms=300)
     fleet.up("pool-a-0", "pool-a-1")
     for turn in range(6):
         fleet.pass_ms(15_000)
@@ -141,3 +141,33 @@ def test_a_task_that_waits_for_nobody_brings_a_replica_at_once() -> None:
     assert len(of(commands, OrderReplica)) == 1
     fleet.up("pool-a-1")
     assert fleet.state_of("w0") == "running"
+
+
+@pytest.mark.req("ORCH-3018", "ORCH-3031")
+def test_a_pool_that_grew_during_a_reload_switches_at_its_new_size() -> None:
+    fleet = Fleet(pool(replicas=1, largest=2), models={"llamacpp": ("small", "other")})
+    fleet.up("pool-a-0")
+    fleet.tell(ReloadRequested(1, "pool-a", "other", None))
+
+    def grow() -> None:
+        fleet.pool().desired = 2
+        members.reconcile(fleet.scheduler.state, fleet.pool())
+
+    fleet.during(grow)
+    fleet.up("pool-a-1", model_digest="sha256:other")
+    incoming = fleet.pool().incoming
+    assert incoming is not None
+    assert list(incoming.members) == ["pool-a-1", "pool-a-3"]
+    fleet.up("pool-a-3", model_digest="sha256:other")
+    assert fleet.pool().active is incoming
+
+
+@pytest.mark.req("ORCH-3018")
+def test_a_wait_that_is_too_long_ends_idleness_also_at_the_largest_size() -> None:
+    fleet = scaled(replicas=2, largest=2, target_wait_ms=300)
+    fleet.up("pool-a-0", "pool-a-1")
+    fleet.pass_ms(5_000)
+    assert fleet.pool().idle_since_ns
+    load(fleet, 20)
+    fleet.pass_ms(1_000)
+    assert not fleet.pool().idle_since_ns
