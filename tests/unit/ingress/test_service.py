@@ -178,6 +178,7 @@ async def test_the_admission_log_has_its_fields_and_no_secret(call: Call, gatewa
             "session_id": body["session_id"],
             "tenant_id": "acme",
             "engine": "llamacpp",
+            "accelerator": "gpu",
             "priority": "interactive",
             "deadline_ms": 30_000,
             "queue_position": 3,
