@@ -25,3 +25,8 @@ def model_error(spec: EngineSpec, reason: str, remedy: str) -> EngineError:
     """The model that a pool names cannot be served from this node; its file may be put right (ORCH-3003)."""
     message = f"pool {spec.pool_id} cannot load its model on this node: {reason}; {remedy}"
     return engine_error("POOL_UNREADY", message, engine=spec.engine, retriable=True, kind="model")
+
+
+def worker_reset(message: str, engine: str) -> EngineError:
+    """The engine broke off; the same task can be run again elsewhere."""
+    return engine_error("WORKER_RESET", f"{message}; submit the task again", engine=engine, retriable=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from contracts.api import Engine
+from contracts.api import Determinism, Engine, Workload
 from contracts.config_base import Identifier, PercentOfSome, PositiveInt, Rate, Section
 from contracts.config_pools import Digest, DrainMs, LeaseConfig, ModelConfig, RestartConfig, ScalingConfig
 from contracts.config_scheduling import AdmissionConfig, PreemptionConfig, PriceConfig, RateConfig, SessionsConfig
@@ -31,10 +31,23 @@ class TimeoutConfig(Section):
 
 
 class EngineOptions(Section):
-    """`binary`: path of the engine's executable; left out, the adapter finds or builds one."""
+    """How the engine is run, or where it runs already.
+
+    `binary`: path of the engine's executable (vLLM: of the Python that has it); left out, the adapter finds or
+    builds one. With `endpoint` nothing is launched: the engine that answers there is used, and outlives the pool.
+    """
 
     binary: Path | None = None
     args: list[str] = Field([])
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
+        {}, description="added to the environment of a launched engine"
+    )
+    endpoint: str | None = Field(
+        None, pattern=r"^(http://[^/\s]+:\d{1,5}/?|unix:/\S+)$", description="`http://host:port` or `unix:/path`"
+    )
+    api_key_env: str | None = Field(
+        None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="variable that holds the key of `endpoint`"
+    )
     ready_timeout_ms: PositiveInt = 120_000
 
 
@@ -49,6 +62,17 @@ class PoolConfig(Section):
     )
     model_digest: Digest | None = Field(None, description="the model file is refused unless it has this digest")
     quant: str | None = None
+    workload: Workload = Field("completion", description="what its engine is started for")
+    determinism: Determinism = Field(
+        "strict",
+        description="`strict`: same seed, same bytes, and where batches could change them one task at a time;"
+        " `best_effort`: all slots at once, and tasks that ask for `strict` are refused",
+    )
+    batch_invariant: bool | None = Field(
+        None,
+        description="true: this engine on this hardware was shown to give the same bytes with all slots in use;"
+        " left out: what is known of the engine",
+    )
     ctx: PositiveInt = 2048
     slots: PositiveInt = 4
     replicas: Annotated[int, Field(ge=0)] = Field(1, description="0: none until `scaling` brings one")

@@ -1,7 +1,8 @@
 """The protocol behind which every engine looks the same (ORCH-3045, ORCH-3058, OC-ADAPT-5001).
 
-An adapter owns one engine process. `generate` yields text as the engine makes it and ends with
-exactly one `Finish`, or raises `EngineError`; a stream that just stops is an error, never an end.
+An adapter owns one engine: a process that it launched, or one that runs already and that it attached to.
+`generate` yields text as the engine makes it and ends with exactly one `Finish`, or raises `EngineError`;
+a stream that just stops is an error, never an end.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -9,7 +10,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from contracts.api import Message, Sampling
+from contracts.api import Determinism, Message, Sampling, Workload
 from contracts.errors import ErrorInfo
 from contracts.gpus import MemoryNeed
 from contracts.pools import FaultKind
@@ -18,7 +19,8 @@ from contracts.pools import FaultKind
 class GenerateRequest(Struct, frozen=True, omit_defaults=True):
     """What an engine needs of a task. Encoded as msgpack it is the payload beside `TaskInfo`.
 
-    Exactly one of `prompt`, `messages` and `inputs` is set.
+    A completion has `prompt` or `messages`; an embedding has `inputs`; a rerank has its query in `prompt` and
+    its documents in `inputs`.
     """
 
     task_id: str
@@ -34,7 +36,11 @@ class GenerateRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class Chunk(Struct, frozen=True, gc=False):
-    """Text that the engine made. `tokens` counts the engine tokens it completes (at least 1)."""
+    """Text that the engine made. `tokens` counts the engine tokens it completes (at least 1).
+
+    An embedding or a rerank yields one chunk of one token per input, in the order of the inputs, whose text is JSON:
+    the numbers of the embedding as an array, or the document's `{"index": int, "score": float}`.
+    """
 
     text: str
     tokens: int = 1
@@ -57,6 +63,12 @@ class EngineSpec(Struct, frozen=True):
     stands. `devices` is the mask as GPU indices of the node, `gpu_uuids` the same GPUs as the engine must see
     them, and `tensor_split` the share of the model that each takes (ORCH-3012). `command_prefix` goes before
     the engine's own command line (an absolute path first), to bind it to a NUMA node, where `numa` allows it.
+
+    `endpoint` is where an engine runs already (`http://host:port`, or `unix:` and a path); it is then attached to and
+    never started or ended, with the key that the variable `api_key_env` holds. `env` is added to the environment of
+    one that is launched. `determinism` is what the pool promises: `strict` keeps as many tasks in flight as the
+    engine can run without one changing the tokens of another. `batch_invariant` says, where the adapter cannot know
+    it, that this engine on this hardware was shown to have that property with all its slots in use.
     """
 
     engine: str
@@ -80,6 +92,12 @@ class EngineSpec(Struct, frozen=True):
     incarnation: int = 0
     model_ref: str = ""
     numa: bool = True
+    workload: Workload = "completion"
+    determinism: Determinism = "strict"
+    batch_invariant: bool | None = None
+    endpoint: str = ""
+    api_key_env: str = ""
+    env: tuple[tuple[str, str], ...] = ()
 
 
 class EngineProperties(Struct, frozen=True):
@@ -99,6 +117,7 @@ class EngineProperties(Struct, frozen=True):
     kv_tokens: int = 0
     kv_token_bytes: int = 0
     keeps_kv: bool = False
+    exact: bool = False
 
 
 class EngineMetrics(Struct, frozen=True):
@@ -142,13 +161,13 @@ class EngineAdapter(Protocol):
         """
 
     async def launch(self) -> None:
-        """Start the process and return when it answers its health check.
+        """Start the process, or attach to the one that runs, and return when it answers its health check.
 
         Raises EngineError (POOL_UNREADY) when it exits or stays silent past `ready_timeout_ms`.
         """
 
     async def wait_exit(self) -> EngineExit:
-        """Return when the engine process has ended, however it ended."""
+        """Return when the engine process has ended, however it ended, or an attached one no longer answers."""
 
     async def healthy(self) -> bool:
         """Whether the engine answers its health check now."""
@@ -157,7 +176,10 @@ class EngineAdapter(Protocol):
         """Version, digest and limits as the engine itself reports them."""
 
     async def count_tokens(self, request: GenerateRequest) -> int:
-        """Prompt length in engine tokens, template and special tokens included."""
+        """Prompt length in engine tokens, template and special tokens included; of all inputs, where there are.
+
+        Raises EngineError (INVALID_PARAMS) where the engine has no way to tell.
+        """
 
     def generate(self, attempt_key: str, request: GenerateRequest) -> AsyncIterator[Chunk | Finish]:
         """Run one attempt. Closing the iterator (or `cancel`) stops the engine's work on it."""
@@ -169,7 +191,7 @@ class EngineAdapter(Protocol):
         """Scrape the engine's metrics."""
 
     async def close(self) -> None:
-        """End the process: SIGTERM, then SIGKILL after a bounded wait. Safe to call twice."""
+        """End the process: SIGTERM, then SIGKILL after a bounded wait; let go of an attached one. Safe to repeat."""
 
 
 AdapterFactory = Callable[[EngineSpec], EngineAdapter]

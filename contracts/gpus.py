@@ -30,10 +30,12 @@ class GpuCounts(Struct, frozen=True):
 class MemoryNeed(Struct, frozen=True):
     """What an engine will take: weights, KV for all slots, scratch of each GPU, and host memory.
 
-    `kv_slot_bytes` is the KV of one slot with a full context, so that fewer slots can be reckoned.
+    `kv_slot_bytes` is the KV of one slot with a full context, so that fewer slots can be reckoned. `slots_max` is
+    how many the engine will have at most, whatever was asked for (0: as many as that).
     """
 
     weights_bytes: int
     kv_slot_bytes: int
     scratch_bytes: int
     host_bytes: int
+    slots_max: int = 0

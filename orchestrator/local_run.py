@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from adapters.llamacpp.models import bundled_model_path
-from adapters.llamacpp.progress import Progress
+from adapters.provisioning.progress import Progress
 from adapters.llamacpp.provision import find_engine
 from contracts.config import Config, KeyConfig, PoolConfig
 from contracts.engine import EngineError

@@ -64,6 +64,12 @@ def spec_for(config: Config, order: ReplicaOrder, _node_id: str = "") -> EngineS
         ready_timeout_ms=pool.engine_options.ready_timeout_ms,
         zone=pool.zone or "",
         numa=pool.numa,
+        workload=pool.workload,
+        determinism=pool.determinism,
+        batch_invariant=pool.batch_invariant,
+        endpoint=pool.engine_options.endpoint or "",
+        api_key_env=pool.engine_options.api_key_env or "",
+        env=tuple(sorted(pool.engine_options.env.items())),
     )
 
 

@@ -2,8 +2,8 @@
 
 import sys
 
-from adapters.llamacpp.progress import Progress
 from adapters.llamacpp.provision import find_engine
+from adapters.provisioning.progress import Progress
 from contracts.engine import EngineError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from adapters.llamacpp.cpu import cmake_isa_options
-from adapters.llamacpp.progress import Progress, Report, UnusableError
-from adapters.llamacpp.store import free_bytes, made_once, requirements_file, run_tool
+from adapters.provisioning.progress import Progress, Report, UnusableError
+from adapters.provisioning.store import free_bytes, made_once, requirements_file, run_tool
 
 _VERSION: Final = "11434.0.0"
 _BUILD_NUMBER: Final = _VERSION.partition(".")[0]

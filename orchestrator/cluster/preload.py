@@ -60,7 +60,7 @@ class Preload:
         need = await adapter.memory_need()
         self._watch.renew()
         try:
-            prepared = await asyncio.to_thread(self._fit, slots, need)
+            prepared = await asyncio.to_thread(self._fit, min(slots, need.slots_max or slots), need)
         except (MaskError, HeadroomError, GpuError) as unfit:
             raise self._unready(str(unfit), unfit.kind) from None
         if prepared.spec.slots < slots:

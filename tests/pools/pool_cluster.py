@@ -154,6 +154,8 @@ class PoolCluster:
                 "model_path": str(models.get(pool_id, "")),
                 "slots": 4,
                 "drain_ms": 20_000,
+                # The fake's text depends on the request alone.
+                "batch_invariant": True,
                 "reload_timeout_ms": 60_000,
                 "restart": {"backoff_min_ms": 300, "backoff_max_ms": 4000},
                 "engine_options": {"binary": str(binary), "args": ["--fake-token-ms", "20"]},

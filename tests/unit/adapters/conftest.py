@@ -28,6 +28,7 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
         accelerator="cpu-dev",
         binary=str(write_fake_binary(tmp_path)),
         ready_timeout_ms=30_000,
+        batch_invariant=True,  # its text depends on the request alone
     )
 
 

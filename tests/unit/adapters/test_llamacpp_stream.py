@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from adapters.llamacpp.attempts import Attempt
+from adapters.attempts import Attempt
 from adapters.llamacpp.stream import read_completion
 from contracts.engine import Chunk, EngineError, Finish
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.llamacpp.digest import model_digest
-from adapters.llamacpp.files import model_files
+from adapters.llamacpp.files import model_digest, model_files
 
 pytestmark = pytest.mark.usefixtures("cache")
 

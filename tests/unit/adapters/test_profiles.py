@@ -1,14 +1,14 @@
 import pytest
 
-from adapters.profiles import PROFILES, llamacpp_parameters
+from adapters.profiles import PROFILES, parameters
 from contracts.api import Sampling
 from contracts.engine import EngineError
 
 
 @pytest.mark.req("OC-ADAPT-5010", "ORCH-3045")
 def test_v1_pins_every_default() -> None:
-    parameters = llamacpp_parameters("v1", None, seed=7)
-    assert parameters == {
+    sent = parameters("llamacpp", "v1", None, seed=7)
+    assert sent == {
         "samplers": ["penalties", "top_k", "top_p", "min_p", "temperature"],
         "temperature": 0.8,
         "top_p": 0.95,
@@ -41,20 +41,20 @@ def test_v1_pins_every_default() -> None:
 @pytest.mark.req("OC-ADAPT-5010")
 def test_overrides_replace_only_what_they_name() -> None:
     chosen = Sampling(temperature=0.0, top_k=0, stop=["a"], logit_bias={"5": -100.0})
-    parameters = llamacpp_parameters("v1", chosen, seed=0)
-    assert (parameters["temperature"], parameters["top_k"], parameters["top_p"]) == (0.0, 0, 0.95)
-    assert parameters["stop"] == ["a"]
-    assert parameters["logit_bias"] == [[5, -100.0]]
+    sent = parameters("llamacpp", "v1", chosen, seed=0)
+    assert (sent["temperature"], sent["top_k"], sent["top_p"]) == (0.0, 0, 0.95)
+    assert sent["stop"] == ["a"]
+    assert sent["logit_bias"] == [[5, -100.0]]
 
 
 def test_every_sampling_field_has_a_default_or_a_mapping() -> None:
-    assert set(Sampling.__struct_fields__) == {*PROFILES["v1"].__struct_fields__, "stop", "logit_bias"}
+    assert set(Sampling.__struct_fields__) == {*PROFILES["v1"][0].__struct_fields__, "stop", "logit_bias"}
 
 
 @pytest.mark.req("ORCH-3045")
 @pytest.mark.parametrize("seed", [0, 42, 2**32 - 2, 2**32 - 1, 2**32, 2**63 - 1])
 def test_no_seed_becomes_the_engines_random_one(seed: int) -> None:
-    sent = llamacpp_parameters("v1", None, seed)["seed"]
+    sent = parameters("llamacpp", "v1", None, seed)["seed"]
     assert isinstance(sent, int)
     assert 0 <= sent < 2**32 - 1
     if seed < 2**32 - 1:
@@ -67,6 +67,6 @@ def test_no_seed_becomes_the_engines_random_one(seed: int) -> None:
 )
 def test_what_cannot_be_mapped_is_refused(version: str, sampling: Sampling | None) -> None:
     with pytest.raises(EngineError) as raised:
-        llamacpp_parameters(version, sampling, seed=1)
+        parameters("llamacpp", version, sampling, seed=1)
     assert raised.value.info.code == "INVALID_PARAMS"
     assert raised.value.info.retriable is False

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from adapters.llamacpp import build, provision, store
+from adapters.llamacpp import build, provision
 from adapters.llamacpp.cpu import WHEEL_FLAGS, cmake_isa_options, cpu_flags, isa_level
-from adapters.llamacpp.progress import Progress, UnusableError, silent
 from adapters.llamacpp.provision import find_engine
+from adapters.provisioning import store
+from adapters.provisioning.progress import Progress, UnusableError, silent
 from contracts.engine import EngineError
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from adapters.child import bound_to_this_process
-from adapters.llamacpp.progress import Progress, Report, UnusableError
+from adapters.provisioning.progress import Progress, Report, UnusableError
 from adapters.redaction import redact
 
 REQUIREMENTS: Final = Path(__file__).resolve().parents[2] / "requirements"

@@ -4,22 +4,29 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from adapters.llamacpp.cache import cache_dir
-from adapters.llamacpp.files import model_files
+from adapters.cache import cache_dir
 
 _PIECE_BYTES: Final = 1024 * 1024
 
 
-def model_digest(path: Path) -> str:
-    """`sha256:<hex>` of the content (ORCH-3032), of all shards one after another where there are several.
+def folder_digest(files: Mapping[str, Path]) -> str:
+    """`sha256:<hex>` over the names and digests of `files`, in the order of the names. Raises OSError."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name}\0{files_digest([files[name]])}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def files_digest(files: Sequence[Path]) -> str:
+    """`sha256:<hex>` of the contents, one after another (ORCH-3032).
 
     Blocks while files are read that are not remembered. Remembered by path, inode, size, mtime and ctime; the
-    last cannot be set back by a user. Raises OSError where a file cannot be read, ValueError as `model_files`.
+    last cannot be set back by a user. Raises OSError where a file cannot be read.
     """
-    files = model_files(path)
     identity = "\0".join(_identity(file) for file in files)
     memo = cache_dir() / "digests" / hashlib.sha256(identity.encode()).hexdigest()
     with contextlib.suppress(OSError):
@@ -40,7 +47,7 @@ def _identity(file: Path) -> str:
     return f"{file.resolve()}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
 
 
-def _digest(files: list[Path]) -> str:
+def _digest(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb", buffering=0) as file:

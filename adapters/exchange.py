@@ -1,24 +1,42 @@
-"""One streamed completion on a connection of its own, with little between socket and reader.
+"""One streamed response on a connection of its own, with little between socket and reader.
 
-The engine sends a frame per token; a full HTTP client would spend more on each than all the rest
+Engines send a frame per token; a full HTTP client would spend more on each than all the rest
 of the way to the client does.
 """
 
 import asyncio
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Final, cast
 
 import httptools
+from msgspec import Struct
 
 #: Above this many unread bytes the engine is held back.
 UNREAD_BYTES_MAX: Final = 256 * 1024
+_CONNECT_TIMEOUT_S: Final = 5.0
 
 
-class CompletionStream(asyncio.Protocol):
-    """The response to one request. `status` is known once `open_stream` has returned."""
+class Address(Struct, frozen=True):
+    """Where an engine listens: on a Unix socket, or else on a port."""
+
+    socket_path: str = ""
+    host: str = "127.0.0.1"
+    port: int = 0
+
+    @property
+    def authority(self) -> str:
+        """What goes into the `Host` header and the URL."""
+        if self.socket_path:
+            return "engine"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class ResponseStream(asyncio.Protocol):
+    """The response to one request. `status` and `content_type` are known once `open_stream` has returned."""
 
     def __init__(self) -> None:
         self.status = 0
+        self.content_type = b""
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -86,6 +104,10 @@ class CompletionStream(asyncio.Protocol):
 
     # ---------------------------------------------------------------- called by the parser
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"content-type":
+            self.content_type = value
+
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
 
@@ -97,12 +119,17 @@ class CompletionStream(asyncio.Protocol):
         self._ended = True
 
 
-async def open_stream(socket_path: Path, target: str, api_key: str, body: bytes) -> CompletionStream:
-    """POST `body` over the Unix socket and wait for the head. Raises OSError; the caller closes the stream."""
+async def open_stream(address: Address, target: str, body: bytes, headers: Mapping[str, str]) -> ResponseStream:
+    """POST `body` and wait for the response's head. Raises OSError; the caller closes the stream."""
     loop = asyncio.get_running_loop()
-    transport, stream = await loop.create_unix_connection(CompletionStream, str(socket_path))
+    async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+        if address.socket_path:
+            transport, stream = await loop.create_unix_connection(ResponseStream, address.socket_path)
+        else:
+            transport, stream = await loop.create_connection(ResponseStream, address.host, address.port)
+    own = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     transport.write(
-        f"POST {target} HTTP/1.1\r\nHost: engine\r\nAuthorization: Bearer {api_key}\r\n"
+        f"POST {target} HTTP/1.1\r\nHost: {address.authority}\r\n{own}"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         + body
     )

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from adapters.llamacpp import exchange
-from adapters.llamacpp.exchange import open_stream
+from adapters import exchange
+from adapters.exchange import Address, open_stream
 
+HEADERS = {"Authorization": "Bearer key"}
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream\r\n\r\n"
 
 
@@ -45,7 +46,7 @@ async def peer(folder: Path, *parts: bytes, keep_open: bool = False) -> AsyncIte
 
 async def read_all(path: Path) -> tuple[int, bytes]:
     async with asyncio.timeout(20):
-        stream = await open_stream(path, "/completion", "key", b"{}")
+        stream = await open_stream(Address(socket_path=str(path)), "/completion", b"{}", HEADERS)
         got = b""
         while part := await stream.read():
             got += part
@@ -92,7 +93,7 @@ async def test_what_nobody_reads_is_bounded(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(exchange, "UNREAD_BYTES_MAX", 10_000)
     body = b"x" * 5_000_000
     async with peer(tmp_path, HEAD, chunked(body)) as (path, _):
-        stream = await open_stream(path, "/completion", "key", b"{}")
+        stream = await open_stream(Address(socket_path=str(path)), "/completion", b"{}", HEADERS)
         await asyncio.sleep(0.1)
         assert stream._unread_bytes < len(body)
         got = b""
@@ -105,4 +106,4 @@ async def test_what_nobody_reads_is_bounded(tmp_path: Path, monkeypatch: pytest.
 
 async def test_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(OSError):  # noqa: PT011 (connection refused or no such file)
-        await open_stream(tmp_path / "absent.sock", "/completion", "key", b"{}")
+        await open_stream(Address(socket_path=str(tmp_path / "absent.sock")), "/completion", b"{}", HEADERS)

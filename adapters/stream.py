@@ -1,0 +1,42 @@
+"""Reading a stream of server-sent events to its end, which is told and never guessed."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+import msgspec
+
+from adapters.attempts import Attempt
+from adapters.errors import worker_reset
+from adapters.exchange import ResponseStream
+from adapters.sse import SseOverflowError, SseSplitter
+
+Frame = TypeVar("Frame")
+
+
+async def read_frames(
+    attempt: Attempt, response: ResponseStream, decode: Callable[[bytes], Frame], engine: str
+) -> AsyncIterator[list[Frame]]:
+    """The decoded events that each read completes; over at the response's regular end, or with a cancel.
+
+    Whether that end is the end of the text is for the caller to know (ORCH-3026). Raises EngineError (WORKER_RESET)
+    for a connection that breaks, an event that does not end and one that `decode` cannot read.
+    """
+    splitter = SseSplitter()
+    while True:
+        try:
+            data = await response.read()
+        except OSError as error:
+            if attempt.canceled:
+                return
+            raise worker_reset("the engine's stream broke", engine) from error
+        if attempt.canceled:
+            return
+        if not data:
+            if splitter.pending:
+                raise worker_reset("the engine's stream ended amid a frame", engine)
+            return
+        try:
+            frames = [decode(payload) for payload in splitter.feed(data)]
+        except (msgspec.DecodeError, UnicodeDecodeError, SseOverflowError) as error:
+            raise worker_reset("the engine sent a frame that cannot be read", engine) from error
+        yield frames
