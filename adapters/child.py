@@ -29,11 +29,15 @@ _READ_BYTES: Final = 65536
 _STOP_GRACE_MS: Final = 3000
 
 _WITH_PARENT: Final = str(Path(__file__).with_name("with_parent.py"))
+_WITH_DESCENDANTS: Final = str(Path(__file__).with_name("with_descendants.py"))
 
 
-def bound_to_this_process(argv: Sequence[str]) -> list[str]:
-    """`argv` (an absolute path first), made to be killed when the calling thread or process ends."""
-    return [sys.executable, "-I", "-S", _WITH_PARENT, str(os.getpid()), *argv]
+def bound_to_this_process(argv: Sequence[str], *, tree: bool = False) -> list[str]:
+    """`argv` (an absolute path first), made to be killed when the calling thread or process ends.
+
+    With `tree` whatever it started is killed as well, also when it ends by itself.
+    """
+    return [sys.executable, "-I", "-S", _WITH_DESCENDANTS if tree else _WITH_PARENT, str(os.getpid()), *argv]
 
 
 class ChildProcess:
@@ -42,10 +46,13 @@ class ChildProcess:
     `oom_killed` says whether the kernel killed a process for want of memory meanwhile (ORCH-3039).
     """
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], secrets: Sequence[str] = ()) -> None:
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], secrets: Sequence[str] = (), *, tree: bool = False
+    ) -> None:
         """Start `argv`. Must be called in the thread of a running event loop that outlives the child.
 
-        `secrets`, and those that `env` names as such, are taken out of what the process says.
+        `secrets`, and those that `env` names as such, are taken out of what the process says. `tree`: it starts
+        processes of its own, which must end with it.
         """
         self._loop = asyncio.get_running_loop()
         self._secrets = (*secrets, *secret_values(env))
@@ -56,7 +63,7 @@ class ChildProcess:
         self.oom_killed = False
         self.status: int | None = None
         self._process = subprocess.Popen(
-            bound_to_this_process(argv),
+            bound_to_this_process(argv, tree=tree),
             env=dict(env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

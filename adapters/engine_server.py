@@ -37,7 +37,8 @@ ATTACHED_GONE: Final = 255
 class Launch(Struct, frozen=True):
     """How to start a server and reach it. `folder` is removed when it has ended; `secrets` stay out of its last words.
 
-    `argv` begins with an absolute path, and is empty where the server runs already.
+    `argv` begins with an absolute path, and is empty where the server runs already. `tree`: the server starts
+    processes of its own.
     """
 
     address: Address
@@ -46,6 +47,7 @@ class Launch(Struct, frozen=True):
     headers: Mapping[str, str] = {}
     secrets: tuple[str, ...] = ()
     folder: Path | None = None
+    tree: bool = False
 
 
 class EngineServer(ABC):
@@ -96,7 +98,8 @@ class EngineServer(ABC):
         try:
             if launch.argv:
                 argv = [*self._spec.command_prefix, *launch.argv]
-                self._child = ChildProcess(argv, {**launch.env, **dict(self._spec.env)}, secrets=launch.secrets)
+                env = {**launch.env, **dict(self._spec.env)}
+                self._child = ChildProcess(argv, env, launch.secrets, tree=launch.tree)
             self._client = client = EngineClient(self.ENGINE, launch.address, launch.headers, self._refusal)
             self._attempts = self._new_attempts(client)
             async with asyncio.timeout(self._spec.ready_timeout_ms / 1000):
