@@ -37,6 +37,7 @@ class ResponseStream(asyncio.Protocol):
     def __init__(self) -> None:
         self.status = 0
         self.content_type = b""
+        self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -51,10 +52,11 @@ class ResponseStream(asyncio.Protocol):
 
         Raises ConnectionError when the connection breaks before that.
         """
-        while not self._parts and not self._ended:
+        parts = self._parts
+        while not parts and not self._ended:
             await self._news()
-        data = b"".join(self._parts)
-        self._parts.clear()
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
         self._unread_bytes = 0
         if self._paused and self._transport is not None:
             self._paused = False
@@ -74,7 +76,7 @@ class ResponseStream(asyncio.Protocol):
     async def _news(self) -> None:
         if self._broken is not None:
             raise ConnectionError(str(self._broken))
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._loop.create_future()
         await self._waiter
 
     def _wake(self) -> None:

@@ -26,6 +26,9 @@ class SseSplitter:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Payloads completed by `chunk`, in order. Raises SseOverflowError."""
+        # What engines mostly send: one whole event of one line.
+        if chunk.find(b"\n") == len(chunk) - 2 and chunk.startswith(b"data: ") and self._is_plain(chunk):
+            return [chunk[6:-2]]
         if self._held_cr or b"\r" in chunk:
             chunk = self._with_plain_line_ends(chunk)
         events = (self._rest + chunk).split(b"\n\n")
@@ -46,6 +49,9 @@ class SseSplitter:
     def pending(self) -> bool:
         """Whether an event has begun and not ended; at the end of a stream that means truncation."""
         return bool(self._rest.strip(b"\n"))
+
+    def _is_plain(self, chunk: bytes) -> bool:
+        return not self._rest and not self._held_cr and chunk.endswith(b"\n") and b"\r" not in chunk
 
     def _with_plain_line_ends(self, chunk: bytes) -> bytes:
         # A CR at a chunk's end may be half of a CRLF, so it waits for the next chunk.
