@@ -16,6 +16,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from secrets import token_hex
 from typing import Final
 
 from adapters.oom_kills import oom_kills
@@ -28,6 +29,8 @@ _LINE_BYTES_MAX: Final = 8192
 _READ_BYTES: Final = 65536
 _STOP_GRACE_MS: Final = 3000
 
+#: Tells the processes of one engine that has several.
+_MARK: Final = "LLORCH_ENGINE_MARK"
 _WITH_PARENT: Final = str(Path(__file__).with_name("with_parent.py"))
 _WITH_DESCENDANTS: Final = str(Path(__file__).with_name("with_descendants.py"))
 
@@ -38,6 +41,15 @@ def bound_to_this_process(argv: Sequence[str], *, tree: bool = False) -> list[st
     With `tree` whatever it started is killed as well, also when it ends by itself.
     """
     return [sys.executable, "-I", "-S", _WITH_DESCENDANTS if tree else _WITH_PARENT, str(os.getpid()), *argv]
+
+
+def _kill_marked(mark: bytes) -> None:
+    """Kill what has `mark` in its environment: what an engine left whose supervisor was killed itself."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):  # it ended, or is somebody else's
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(folder.name), signal.SIGKILL)
 
 
 class ChildProcess:
@@ -62,9 +74,11 @@ class ChildProcess:
         self._oom_kills_before = oom_kills()
         self.oom_killed = False
         self.status: int | None = None
+        mark = token_hex(16) if tree else ""
+        self._mark = f"{_MARK}={mark}" if mark else ""
         self._process = subprocess.Popen(
             bound_to_this_process(argv, tree=tree),
-            env=dict(env),
+            env={**env, _MARK: mark} if mark else dict(env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -89,11 +103,15 @@ class ChildProcess:
         return self.status
 
     async def stop(self, grace_ms: int = _STOP_GRACE_MS) -> None:
-        """SIGTERM, then SIGKILL when the process is still there after `grace_ms`. Safe to repeat."""
-        if self.status is None:
-            self._signal(signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._exited.wait(), grace_ms / 1000)
+        """SIGTERM, then SIGKILL when the process is still there after `grace_ms`. Safe to repeat.
+
+        A second SIGTERM has whatever it started killed with it.
+        """
+        for _ in range(2 if self._mark else 1):
+            if self.status is None:
+                self._signal(signal.SIGTERM)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._exited.wait(), grace_ms / 1000)
         if self.status is None:
             self._signal(signal.SIGKILL)
             await self._exited.wait()
@@ -128,6 +146,8 @@ class ChildProcess:
         self._loop.remove_reader(self._pidfd)
         self.status = self._process.wait()
         self.oom_killed = oom_kills() > self._oom_kills_before
+        if self._mark and self.status == -signal.SIGKILL:
+            _kill_marked(self._mark.encode())
         # What it wrote last is still in the pipe; a bounded number of reads empties it.
         self._loop.remove_reader(self._stderr_fd)
         with contextlib.suppress(OSError):

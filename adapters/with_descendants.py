@@ -3,8 +3,9 @@
 Run as a script: `python -I -S with_descendants.py PARENT_PID PROGRAM [ARGUMENT...]`.
 
 Engines of several processes leave some behind when one of them is killed. This process adopts what they leave (it
-is a subreaper), so that nothing can escape it. It passes SIGTERM on to the program and ends as the program ended:
-with its status, or by its signal. The program is killed by the kernel should this process be killed itself.
+is a subreaper), so that nothing can escape it. It passes the first SIGTERM on to the program and kills all at the
+second. It ends as the program ended: with its status, or by its signal. The program is killed by the kernel should
+this process be killed itself.
 """
 
 import contextlib
@@ -40,15 +41,16 @@ def main() -> None:
 
 def _status_of(program: int, parent: int) -> int:
     """The program's exit code once it has ended and everything it started with it (negative: signal)."""
-    code = None
+    code, asked = None, False
     while code is None:
         if signal.sigwait(_WATCHED) == signal.SIGTERM:
-            if os.getppid() == parent:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(program, signal.SIGTERM)
-            else:  # this is the death signal: nobody is left to wait for a graceful end
+            # From a parent that is gone it is the death signal: nobody waits for a graceful end.
+            if asked or os.getppid() != parent:
                 _kill_all()
-                sys.exit(1)
+                return -signal.SIGKILL
+            asked = True
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(program, signal.SIGTERM)
         code = _reap(program)
     _kill_all()
     return code

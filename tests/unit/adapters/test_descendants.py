@@ -68,6 +68,25 @@ async def test_a_stop_is_passed_on_and_ends_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.req("ORCH-3001")
+async def test_what_does_not_listen_is_killed_with_all_it_started(tmp_path: Path) -> None:
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + FAMILY
+    child = ChildProcess([sys.executable, "-I", "-c", deaf, str(tmp_path / "pids")], {}, tree=True)
+    pids = await members(tmp_path / "pids")
+    await child.stop(grace_ms=300)
+    assert child.status == -signal.SIGKILL
+    assert not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.req("ORCH-3001")
+async def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
+    child = ChildProcess([sys.executable, "-I", "-c", FAMILY, str(tmp_path / "pids")], {}, tree=True)
+    pids = await members(tmp_path / "pids")
+    os.kill(child.pid, signal.SIGKILL)
+    assert await asyncio.wait_for(child.wait(), 30) == -signal.SIGKILL
+    await until(lambda: not any(alive(pid) for pid in pids))
+
+
+@pytest.mark.req("ORCH-3001")
 async def test_all_end_with_the_owner(tmp_path: Path) -> None:
     argv = ["-I", "-c", FAMILY, str(tmp_path / "pids")]
     owner_code = f"""
