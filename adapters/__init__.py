@@ -4,9 +4,10 @@ from typing import Final
 
 from adapters.errors import engine_error
 from adapters.llamacpp import LlamaCppAdapter
+from adapters.tgi import TgiAdapter
 from contracts.engine import AdapterFactory, EngineAdapter, EngineSpec
 
-ENGINES: Final[dict[str, AdapterFactory]] = {"llamacpp": LlamaCppAdapter}
+ENGINES: Final[dict[str, AdapterFactory]] = {"llamacpp": LlamaCppAdapter, "tgi": TgiAdapter}
 
 
 def create_adapter(spec: EngineSpec) -> EngineAdapter:

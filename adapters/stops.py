@@ -12,6 +12,7 @@ class StopCutter:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
+        self._beginnings = tuple({stop[0] for stop in stops})
         self._longest = max((len(stop) for stop in stops), default=0)
         self._held = ""
         self.matched: str | None = None
@@ -23,6 +24,12 @@ class StopCutter:
         if self.matched is not None:
             return ""
         text = self._held + text
+        for beginning in self._beginnings:
+            if beginning in text:
+                break
+        else:  # the usual case
+            self._held = ""
+            return text
         found = [(text.find(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in text]
         if found:
             end, _, self.matched = min(found)

@@ -114,7 +114,8 @@ _TGI: Final = EngineColumn(
     stops_max=4,
     # Refuses values that mean "off"; to leave them out says the same. Zero temperature is asked for by not sampling.
     left_out={"temperature": 0.0, "top_p": 1.0, "top_k": 0, "repeat_penalty": 1.0, "frequency_penalty": 0.0},
-    greedy={"do_sample": False},
+    # A top_k or top_p that is there makes it sample, whatever else it is told.
+    greedy={"do_sample": False, "top_k": None, "top_p": None},
 )
 
 #: Which of these a model takes is told by its configuration. Biases go by words there, not by token ids.

@@ -119,7 +119,7 @@ def test_tgi_takes_four_stop_strings(count: int) -> None:
 def test_greedy_in_each_engines_way() -> None:
     assert [sent(engine, temperature=0.0)["temperature"] for engine in ("llamacpp", "vllm")] == [0.0, 0.0]
     tgi = sent("tgi", temperature=0.0)
-    assert ("temperature" in tgi, tgi["do_sample"]) == (False, False)
+    assert ("temperature" in tgi, tgi["do_sample"], tgi["top_k"], tgi["top_p"]) == (False, False, None, None)
     triton = sent("triton", temperature=0.0)
     assert (triton["temperature"], triton["top_k"]) == (1.0, 1)
 
