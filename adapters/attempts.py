@@ -6,6 +6,7 @@ a request that waits inside an engine holds up its cancel and everybody behind i
 """
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol, TypeVar
 
@@ -40,11 +41,13 @@ class Attempt:
         self.ended = False
         self.released = asyncio.Event()
         self._step: asyncio.Task[Any] | None = None
+        self._opening: Coroutine[Any, Any, Any] | None = None
 
     async def run(self, step: Coroutine[Any, Any, T]) -> T | None:
         """Await a step that comes before the stream; None when the attempt is canceled meanwhile."""
         if self.canceled:
             step.close()
+            self._drop_opening()
             return None
         task: asyncio.Task[T] = asyncio.create_task(step)
         self._step = task
@@ -56,9 +59,14 @@ class Attempt:
             raise
         finally:
             self._step = None
+            self._drop_opening()
 
-    async def keep(self, opening: Coroutine[Any, Any, Response]) -> Response:
+    def keep(self, opening: Coroutine[Any, Any, Response]) -> Coroutine[Any, Any, Response]:
         """Await a response and hold on to it, so that it gets closed whatever becomes of the waiting."""
+        self._opening = opening
+        return self._keep(opening)
+
+    async def _keep(self, opening: Coroutine[Any, Any, Response]) -> Response:
         self.asked = True
         try:
             response = await opening
@@ -68,6 +76,12 @@ class Attempt:
             raise
         self.response = response
         return response
+
+    def _drop_opening(self) -> None:
+        """A step that is canceled before its first turn never comes to await what it was given."""
+        if self._opening is not None and inspect.getcoroutinestate(self._opening) == inspect.CORO_CREATED:
+            self._opening.close()
+        self._opening = None
 
     def stop(self) -> None:
         """Break off what is under way. Closing the connection is how the engine is told."""

@@ -22,7 +22,7 @@ from typing import Final
 from adapters.oom_kills import oom_kills
 from adapters.redaction import redact, secret_values
 
-STDERR_LINES_MAX: Final = 50
+STDERR_LINES_MAX: Final = 200
 STDERR_LINE_CHARS_MAX: Final = 1000
 #: More of a line is read than is kept, so that no secret is cut in two before it is looked for.
 _LINE_BYTES_MAX: Final = 8192

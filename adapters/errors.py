@@ -1,8 +1,12 @@
 """How adapters make their errors."""
 
+from typing import Final
+
 from contracts.engine import EngineError, EngineSpec
 from contracts.errors import ErrorCode, ErrorInfo
 from contracts.pools import FaultKind
+
+MESSAGE_CHARS_MAX: Final = 4096
 
 
 def engine_error(
@@ -18,7 +22,9 @@ def engine_error(
 
     `kind` and `stderr_tail` matter where the error comes from bringing an engine up.
     """
-    return EngineError(ErrorInfo(code=code, message=message, engine=engine, retriable=retriable), kind, stderr_tail)
+    # What an engine says is quoted, and may be a page.
+    info = ErrorInfo(code=code, message=message[:MESSAGE_CHARS_MAX], engine=engine, retriable=retriable)
+    return EngineError(info, kind, stderr_tail)
 
 
 def model_error(spec: EngineSpec, reason: str, remedy: str) -> EngineError:

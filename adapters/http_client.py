@@ -41,7 +41,7 @@ class EngineClient:
         self._session = aiohttp.ClientSession(
             base_url=f"http://{address.authority}",
             connector=connector,
-            headers={**headers, "Content-Type": "application/json"},
+            headers={**headers, "Content-Type": "application/json", "Accept-Encoding": "identity"},
             timeout=aiohttp.ClientTimeout(total=None),
             auto_decompress=False,
         )

@@ -22,14 +22,14 @@ class SseSplitter:
     def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
         self._event_bytes_max = event_bytes_max
         self._rest = b""
-        self._held_cr = False
+        self._after_cr = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Payloads completed by `chunk`, in order. Raises SseOverflowError."""
         # What engines mostly send: one whole event of one line.
         if chunk.find(b"\n") == len(chunk) - 2 and chunk.startswith(b"data: ") and self._is_plain(chunk):
             return [chunk[6:-2]]
-        if self._held_cr or b"\r" in chunk:
+        if self._after_cr or b"\r" in chunk:
             chunk = self._with_plain_line_ends(chunk)
         events = (self._rest + chunk).split(b"\n\n")
         self._rest = events.pop()
@@ -51,15 +51,13 @@ class SseSplitter:
         return bool(self._rest.strip(b"\n"))
 
     def _is_plain(self, chunk: bytes) -> bool:
-        return not self._rest and not self._held_cr and chunk.endswith(b"\n") and b"\r" not in chunk
+        return not self._rest and not self._after_cr and chunk.endswith(b"\n") and b"\r" not in chunk
 
     def _with_plain_line_ends(self, chunk: bytes) -> bytes:
-        # A CR at a chunk's end may be half of a CRLF, so it waits for the next chunk.
-        if self._held_cr:
-            chunk = b"\r" + chunk
-        self._held_cr = chunk.endswith(b"\r")
-        if self._held_cr:
-            chunk = chunk[:-1]
+        # A CR at a chunk's end ends its line at once: nothing need follow it. The LF of a CRLF may.
+        if self._after_cr and chunk.startswith(b"\n"):
+            chunk = chunk[1:]
+        self._after_cr = chunk.endswith(b"\r")
         return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 

@@ -3,8 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
-import msgspec
-
+from adapters.answers import UNREADABLE
 from adapters.attempts import Attempt
 from adapters.errors import worker_reset
 from adapters.exchange import ResponseStream
@@ -37,6 +36,6 @@ async def read_frames(
             return
         try:
             frames = [decode(payload) for payload in splitter.feed(data)]
-        except (msgspec.DecodeError, UnicodeDecodeError, SseOverflowError) as error:
+        except (*UNREADABLE, SseOverflowError) as error:
             raise worker_reset("the engine sent a frame that cannot be read", engine) from error
         yield frames

@@ -53,6 +53,10 @@ class Sampling(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
 class TaskRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Body of `POST /v1/tasks`. `task_id` is the idempotency key.
 
+    A completion takes `prompt` or `messages`, an embedding `inputs`, a rerank its query in `prompt` and the documents
+    in `inputs`. `max_tokens` bounds what is generated, so that embedding and rerank ignore it. `determinism` left out
+    is `strict`, unless the pools that serve the model promise `best_effort` only.
+
     `cancel_on_disconnect` defaults to true for a one-call stream and to false otherwise.
     `seed` left out is derived from a hash of `task_id` (ORCH-3045).
     """
@@ -67,11 +71,11 @@ class TaskRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     max_tokens: PositiveInt32
     deadline_ms: Annotated[int, Meta(ge=1, le=2**63 - 1)]
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
-    determinism: Determinism = "strict"
+    determinism: Determinism | None = None
     sampler_profile_version: Annotated[str, Meta(min_length=1, max_length=32)] = "v1"
     prompt: str | None = None
     messages: Annotated[list[Message], Meta(min_length=1, max_length=1024)] | None = None
-    inputs: Annotated[list[str], Meta(min_length=1, max_length=2048)] | None = None
+    inputs: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=2048)] | None = None
     expected_tokens: PositiveInt32 | None = None
     kv_hint: Literal["reuse", "cold"] | None = None
     sampling: Sampling | None = None
@@ -127,6 +131,7 @@ class Started(Struct, frozen=True, omit_defaults=True):
     queue_time_ms: int
     kv_warmth: bool
     labels: dict[str, str] | None = None
+    determinism: Determinism | None = None
 
 
 class Token(Struct, frozen=True):
@@ -164,8 +169,20 @@ class Metrics(Struct, frozen=True, omit_defaults=True):
     resumed: bool | None = None
 
 
+class Rank(Struct, frozen=True):
+    """How well a document answers the query: `index` is its place in `inputs`, higher scores are better."""
+
+    index: int
+    score: float
+
+
 class End(Struct, frozen=True, omit_defaults=True):
-    """Data of the SSE `end` event. `decode_ms` runs from the first token to the last."""
+    """Data of the SSE `end` event. `decode_ms` runs from the first token to the last.
+
+    An embedding carries `embeddings`, one list of numbers for each of `inputs`; a rerank carries `ranks`, a `Rank`
+    for each of `inputs`, best first. Both are the engine's own digits, joined and not read. Nothing was generated
+    then: `tokens_out` and `decode_ms` are 0.
+    """
 
     tokens_out: int
     decode_ms: int
@@ -173,6 +190,8 @@ class End(Struct, frozen=True, omit_defaults=True):
     tokens_in: int
     tokens_cached: int = 0
     stop_sequence: str | None = None
+    embeddings: list[list[float]] | None = None
+    ranks: list[Rank] | None = None
 
 
 class TaskStatus(Struct, frozen=True, omit_defaults=True):

@@ -177,7 +177,8 @@ class TaskStarted(Frame, frozen=True, gc=False):
     """An attempt of a watched task runs; its tokens are at `endpoint`.
 
     The first `resume_tokens` tokens are those of an earlier attempt that was preempted: they are in the
-    scheduler's transcript. `metrics` is the frame that goes to the client with the start.
+    scheduler's transcript. `metrics` is the frame that goes to the client with the start. `determinism` is the
+    task's, or the set's where the task left it out.
     """
 
     task_id: str
@@ -190,6 +191,7 @@ class TaskStarted(Frame, frozen=True, gc=False):
     kv_warmth: bool
     metrics: Metrics
     resume_tokens: int = 0
+    determinism: str = "strict"
 
 
 class TaskPaused(Frame, frozen=True, gc=False):
@@ -273,9 +275,12 @@ class StopAttempt(Frame, frozen=True, gc=False):
 
 
 class Measure(Frame, frozen=True, gc=False):
+    """Count the prompt's tokens, or those of each input that may not fit into `ctx`."""
+
     task_id: str
     measurement: int
     payload: bytes
+    ctx: int = 0
 
 
 class Refused(Frame, frozen=True, gc=False):

@@ -13,6 +13,7 @@ from contracts.api import (
     End,
     Message,
     Metrics,
+    Rank,
     Sampling,
     Session,
     Started,
@@ -55,6 +56,10 @@ CHAT: Final = msgspec.structs.replace(
     sampling=Sampling(temperature=0.2, stop=["\n\n"]),
     labels={"app": "demo"},
 )
+EMBEDDING: Final = msgspec.structs.replace(
+    PROMPT, workload="embedding", seed=None, max_tokens=1, prompt=None, inputs=["A queue is fair.", "A heap is not."]
+)
+RERANK: Final = msgspec.structs.replace(EMBEDDING, workload="rerank", prompt="What is fair?")
 ADMISSION: Final = Admission(
     task_id=TASK_ID,
     queue_position=3,
@@ -77,6 +82,7 @@ STARTED: Final = Started(
     sampler_profile_version="v1",
     queue_time_ms=388,
     kv_warmth=False,
+    determinism="strict",
 )
 TOKENS: Final = (Token(" A", 0), Token(" queue", 1))
 METRICS: Final = Metrics(
@@ -91,6 +97,10 @@ SESSION: Final = Session(
     ttl_ms_remaining=584_000, turns=3, kv_bytes=14_208_000, kv_warmth=True, tokens_budget_remaining=19_200
 )
 END: Final = End(tokens_out=2, decode_ms=35, finish_reason="stop", tokens_in=9)
+EMBEDDED: Final = End(
+    tokens_out=0, decode_ms=0, finish_reason="stop", tokens_in=9, embeddings=[[0.6, -0.8], [0.28, 0.96]]
+)
+RANKED: Final = End(tokens_out=0, decode_ms=0, finish_reason="stop", tokens_in=17, ranks=[Rank(1, 0.75), Rank(0, -2.5)])
 FINISHED: Final = TaskStatus(
     task_id=TASK_ID,
     state="finished",
@@ -196,3 +206,5 @@ SSE_EVENTS: Final[dict[str, str]] = {
 SSE_STREAM: Final = (
     SSE_EVENTS["started"] + "".join(sse("token", token, token.i) for token in TOKENS) + SSE_EVENTS["end"]
 )
+SSE_EMBEDDING: Final = SSE_EVENTS["started"] + sse("end", EMBEDDED)
+SSE_RERANK: Final = SSE_EVENTS["started"] + sse("end", RANKED)

@@ -208,7 +208,12 @@ def _submit() -> Json:
     submit["requestBody"] = json_body(
         "JSON, whatever the Content-Type says. Unknown fields and integers with a fraction are refused.",
         "TaskRequest",
-        {"prompt": ("A prompt", ex.PROMPT), "messages": ("A conversation", ex.CHAT)},
+        {
+            "prompt": ("A prompt", ex.PROMPT),
+            "messages": ("A conversation", ex.CHAT),
+            "embedding": ("Texts to embed", ex.EMBEDDING),
+            "rerank": ("Documents to rank", ex.RERANK),
+        },
     )
     return submit
 
@@ -230,12 +235,17 @@ def _events(description: str) -> Json:
     """A response that is an event stream; each event's data schema stands under `x-sse-events`."""
     answer = response(
         f"{description} `started` comes on every attach, then `token` events (only they carry `id:`) mixed with "
-        "`metrics`, then exactly one `end` or `error`. Comments (`: keep-alive`) fill silence."
+        "`metrics`, then exactly one `end` or `error`. Comments (`: keep-alive`) fill silence. An embedding or a "
+        "rerank has no `token` events: all results stand in `end`, on every attach."
     )
     answer["content"] = {
         "text/event-stream": {
             "schema": {"type": "string"},
-            "examples": {"stream": {"summary": "A whole stream", "value": ex.SSE_STREAM}},
+            "examples": {
+                "stream": {"summary": "A whole stream", "value": ex.SSE_STREAM},
+                "embedding": {"summary": "The stream of an embedding", "value": ex.SSE_EMBEDDING},
+                "rerank": {"summary": "The stream of a rerank", "value": ex.SSE_RERANK},
+            },
         }
     }
     answer["x-sse-events"] = {
@@ -275,6 +285,8 @@ def _parameters() -> Json:
 def _schemas() -> Json:
     found = schemas(_TYPES, FIELDS)
     found["TaskRequest"] |= _content_rules()
+    # What is meant by leaving it out, though a value of its own tells the two apart.
+    found["TaskRequest"]["properties"]["determinism"]["default"] = "strict"
     return found
 
 
@@ -291,12 +303,22 @@ def _content_rules() -> Json:
                 "properties": completion | {"prompt": null, "messages": {"type": "array"}},
             },
             {
-                "title": "Embedding or rerank",
+                "title": "Embedding",
                 "required": ["inputs"],
                 "properties": {
-                    "workload": {"enum": ["embedding", "rerank"]},
+                    "workload": {"const": "embedding"},
                     "inputs": {"type": "array"},
                     "prompt": null,
+                    "messages": null,
+                },
+            },
+            {
+                "title": "Rerank",
+                "required": ["prompt", "inputs"],
+                "properties": {
+                    "workload": {"const": "rerank"},
+                    "inputs": {"type": "array"},
+                    "prompt": {"type": "string", "minLength": 1},
                     "messages": null,
                 },
             },

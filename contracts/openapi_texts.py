@@ -13,19 +13,28 @@ FIELDS: Final[dict[str, dict[str, str]]] = {
     "TaskRequest": {
         "task_id": "The task's id and idempotency key (ORCH-3024). The same id with the same body is the same task.",
         "session_id": "The conversation that the task belongs to; its budgets and kept context are shared (ORCH-3021).",
-        "workload": "What to do: a completion takes `prompt` or `messages`; embedding and rerank take `inputs`.",
+        "workload": (
+            "What to do: a completion takes `prompt` or `messages`; an embedding takes `inputs`; a rerank takes its "
+            "query in `prompt` and the documents in `inputs`. The pools that serve the model must serve it."
+        ),
         "model_ref": "`sha256:` digest, `repo:owner/name`, or a catalog name.",
         "engine": "The engine family that serves the task (ORCH-2008).",
         "ctx": "Context size that the task needs, in tokens.",
         "priority": "Class of the task; classes share a replica set by their weights (ORCH-3075).",
-        "max_tokens": "Most tokens to generate.",
+        "max_tokens": "Most tokens to generate. Embedding and rerank generate none and ignore it.",
         "deadline_ms": "By when the task is to end, in milliseconds from admission (ORCH-3079).",
         "seed": "Sampling seed. Left out: derived from `task_id`, between 0 and 2147483647 (ORCH-3045).",
-        "determinism": "`strict`: a re-run must give the same tokens. `best_effort`: restart only before the first.",
+        "determinism": (
+            "`strict`: a re-run must give the same tokens. `best_effort`: restart only before the first. Left out: "
+            "`strict`, but `best_effort` where the pools of the model promise no more; those refuse `strict`."
+        ),
         "sampler_profile_version": "Pinned set of sampler defaults.",
-        "prompt": "Text to complete. A completion with neither `prompt` nor `messages` completes the empty text.",
+        "prompt": (
+            "Text to complete, or the query of a rerank. A completion with neither `prompt` nor `messages` completes "
+            "the empty text."
+        ),
         "messages": "Conversation, rendered through the model's own chat template.",
-        "inputs": "Texts to embed or rank.",
+        "inputs": "Texts to embed, or documents to rank. Each has to fit into `ctx`, with the query if there is one.",
         "expected_tokens": "Hint for placement: how many tokens are likely.",
         "kv_hint": "Hint for placement: whether cached context of the session is wanted.",
         "sampling": "Overrides of the sampler profile.",
@@ -52,6 +61,7 @@ FIELDS: Final[dict[str, dict[str, str]]] = {
         "attempt": "Counts from 1; grows when the task is run again on another replica.",
         "queue_time_ms": "How long the task waited.",
         "kv_warmth": "Whether the replica should still hold the session's context (ORCH-3009).",
+        "determinism": "The task's `determinism`; left out of the request, what the pools of the model promise.",
     },
     "Token": {"t": "Text.", "i": "Index of the token; from 0, no gaps, no repeats. Equals the event's `id:`."},
     "Metrics": {
@@ -68,11 +78,13 @@ FIELDS: Final[dict[str, dict[str, str]]] = {
         "resumed": "It goes on after the tokens that were delivered.",
     },
     "End": {
-        "tokens_out": "Tokens generated.",
-        "decode_ms": "From the first token to the last.",
-        "tokens_in": "Tokens of the prompt.",
+        "tokens_out": "Tokens generated; 0 for embedding and rerank.",
+        "decode_ms": "From the first token to the last; 0 for embedding and rerank.",
+        "tokens_in": "Tokens of the prompt, or of all inputs.",
         "tokens_cached": "How many of `tokens_in` were not computed again.",
         "stop_sequence": "The stop string that ended the text, if one did.",
+        "embeddings": "Of an embedding: the numbers of each of `inputs`, in their order.",
+        "ranks": "Of a rerank: a score for each of `inputs`, best first; of equals the one that was given first.",
     },
     "TaskStatus": {
         "state": "`measuring` and `queued` wait, `running` and `stopping` hold a slot, the others are final.",

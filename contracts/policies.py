@@ -119,7 +119,8 @@ class SetPolicy(Struct, frozen=True):
     """One replica set as configured: pools of the same engine, model, quant, ctx and profile.
 
     `capacity` bounds the waiting tasks of all classes together. `model_refs` are the names under which clients
-    may ask for the model. `on_time_percent_min` is the chance of meeting its deadline under which a task is
+    may ask for the model, `workloads` what its engines were started for, `determinism` what they promise.
+    `on_time_percent_min` is the chance of meeting its deadline under which a task is
     refused (0: never). Prices are in millionths of the currency per 1000 tokens.
     """
 
@@ -134,6 +135,7 @@ class SetPolicy(Struct, frozen=True):
     wall_timeout_ms: int
     idle_timeout_ms: int
     workloads: tuple[str, ...] = ("completion",)
+    determinism: str = "strict"
     fairness: FairnessKind = "wfq"
     ordering: OrderingKind = "edf"
     eviction: EvictionKind = "eta"

@@ -23,7 +23,10 @@ class TaskSubmitted(Event, frozen=True, gc=False):
 
 
 class PromptMeasured(Event, frozen=True, gc=False):
-    """A replica counted a prompt's tokens, or could not (`error`); `measurement` is that of the command."""
+    """A replica counted a prompt's tokens, or could not (`error`); `measurement` is that of the command.
+
+    Of a task with several inputs it counted those that may be too long; `prompt_tokens` are the longest one's.
+    """
 
     task_id: str
     measurement: int

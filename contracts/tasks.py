@@ -1,10 +1,14 @@
 """Tasks, replicas and outcomes: the nouns that events and commands are about."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from msgspec import Struct
 
 from contracts.errors import ErrorInfo
+
+#: What the results of one embedding or rerank may take as text, all inputs together: they are held in memory whole,
+#: by the replica, the scheduler and the ingress, and travel in one message.
+RESULT_BYTES_MAX: Final = 48 * 1024 * 1024
 
 
 class TaskInfo(Struct, frozen=True, gc=False):
@@ -14,7 +18,10 @@ class TaskInfo(Struct, frozen=True, gc=False):
     never makes more tokens than that, so it bounds the prompt without a tokenizer.
     `templated` prompts (chat messages) grow by their template and are always measured.
     `body_digest` identifies the request body for idempotency (same id, same digest: same task).
-    `client` names the API key that sent it.
+    `client` names the API key that sent it. `determinism` is empty where the request leaves it to the set.
+
+    An embedding or a rerank has `items` inputs, of which the longest takes `longest_input_bytes` with the query
+    that it is ranked for; `prompt_bytes` sums up what the engine will see of all of them.
     """
 
     task_id: str
@@ -39,16 +46,29 @@ class TaskInfo(Struct, frozen=True, gc=False):
     cancel_on_disconnect: bool = False
     labels: dict[str, str] | None = None
     client: str = ""
+    items: int = 1
+    longest_input_bytes: int = 0
+
+    @property
+    def decodes(self) -> bool:
+        """Whether tokens are generated: only a completion's are; the others end with their prompt."""
+        return self.workload == "completion"
+
+    @property
+    def output_max_tokens(self) -> int:
+        """Most tokens that may be generated."""
+        return self.max_tokens if self.decodes else 0
 
 
 class ReplicaInfo(Struct, frozen=True):
     """One replica: one engine process on one device mask (ORCH-3001).
 
-    `token_ns` is the decode time per token that its self-test measured; the predictor starts
-    from it until tasks have been served. `kv_tokens` is how many tokens its KV cache holds (0: each slot
-    has its own `ctx`), `kv_token_bytes` the size of one. `keeps_kv` engines find the KV of a session's last
-    turn again. `distance` ranks replicas by topology, near ones first (ORCH-3013). `gpu_uuids` are the GPUs it
-    really runs on: no two replicas may have one in common.
+    `token_ns` is the time per token that its self-test measured, of decoding or, where nothing is decoded, of the
+    input; the predictor starts from it until tasks have been served. `kv_tokens` is how many tokens its KV cache
+    holds (0: each slot has its own `ctx`), `kv_token_bytes` the size of one. `keeps_kv` engines find the KV of a
+    session's last turn again. `distance` ranks replicas by topology, near ones first (ORCH-3013). `gpu_uuids` are
+    the GPUs it really runs on: no two replicas may have one in common. `exact`: equal tasks give equal bytes on it.
+    `result_bytes` is what its self-test's embedding took as text (0: it made none).
     """
 
     replica_id: str
@@ -70,6 +90,8 @@ class ReplicaInfo(Struct, frozen=True):
     keeps_kv: bool = False
     distance: int = 0
     gpu_uuids: tuple[str, ...] = ()
+    exact: bool = True
+    result_bytes: int = 0
 
 
 class Budgets(Struct, frozen=True, omit_defaults=True):

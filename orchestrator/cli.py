@@ -72,11 +72,18 @@ def check(config: Annotated[Path, typer.Argument(help="configuration file")]) ->
 
 @app.command()
 def submit(
-    prompt: Annotated[str, typer.Argument(help="the prompt, or the user's message with --chat or --system")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="the prompt, the user's message with --chat or --system, or the query of a rerank"),
+    ] = None,
     url: Url = None,
     key: Key = None,
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
     system: Annotated[str | None, typer.Option("--system", help="system message; implies --chat")] = None,
+    workload: Annotated[str, typer.Option("--workload", help="completion, embedding or rerank")] = "completion",
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", help="text to embed, or document to rank; may be repeated")
+    ] = None,
     model: Annotated[str, typer.Option("--model")] = "smollm2-135m-instruct",
     engine: Annotated[str, typer.Option("--engine")] = "llamacpp",
     ctx: Annotated[int, typer.Option("--ctx", help="context length in tokens")] = 2048,
@@ -87,12 +94,12 @@ def submit(
 ) -> None:
     """Submit one task: tokens go to standard output as they come, a summary to standard error.
 
-    Ctrl-C cancels the task.
+    Results of an embedding or a rerank are JSON, one to a line. Ctrl-C cancels the task.
     """
     fields: dict[str, Any] = {
         "task_id": str(uuid4()),
         "session_id": str(uuid4()),
-        "workload": "completion",
+        "workload": workload,
         "model_ref": model,
         "engine": engine,
         "ctx": ctx,
@@ -103,11 +110,15 @@ def submit(
         # A broken connection is taken up again; Ctrl-C cancels in so many words.
         "cancel_on_disconnect": False,
     }
+    if prompt is None and workload != "embedding":
+        raise typer.BadParameter("give the text, or the query of a rerank", param_hint="PROMPT")
     if chat or system is not None:
         opening = [] if system is None else [{"role": "system", "content": system}]
         fields["messages"] = [*opening, {"role": "user", "content": prompt}]
     else:
         fields["prompt"] = prompt
+    if inputs or workload != "completion":
+        fields["inputs"] = inputs or []
     try:
         request = msgspec.convert(fields, TaskRequest)
     except msgspec.ValidationError as error:

@@ -3,8 +3,10 @@
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 from rich.console import Console
 
 from contracts.api import End, Metrics, Started, TaskRequest, Token
@@ -57,7 +59,7 @@ class Summary:
 
     def line(self, now_ns: int) -> str:
         """For people: tokens, times, and what it takes to repeat the task."""
-        parts = [f"{self.end.tokens_out if self.end else 0} tokens in {(now_ns - self.began_ns) / 1e9:.2f} s"]
+        parts = [f"{_amount(self.end)} in {(now_ns - self.began_ns) / 1e9:.2f} s"]
         if self.first_token_ns is not None:
             parts.append(f"first token {(self.first_token_ns - self.began_ns) / 1e6:.0f} ms")
             decode_s = (now_ns - self.first_token_ns) / 1e9
@@ -76,6 +78,18 @@ class Summary:
         if self.budgets:
             parts.append(f"left to the session: {self.budgets}")
         return " · ".join(parts)
+
+
+def _results(end: End) -> Sequence[object]:
+    """What an embedding or a rerank gave, in the order of its answer."""
+    return end.embeddings or end.ranks or ()
+
+
+def _amount(end: End | None) -> str:
+    """What was made: tokens, or results of so many tokens read."""
+    if end is not None and _results(end):
+        return f"{len(_results(end))} results of {end.tokens_in} tokens"
+    return f"{end.tokens_out if end else 0} tokens"
 
 
 def _budgets(metrics: Metrics) -> str:
@@ -127,7 +141,8 @@ async def _show(client: Client, request: TaskRequest, err: Console) -> None:
         elif isinstance(event, End):
             summary.end = event
     now_ns = time.monotonic_ns()
-    sys.stdout.write("\n")
+    results = _results(summary.end) if summary.end else ()
+    sys.stdout.write("".join(f"{msgspec.json.encode(result).decode()}\n" for result in results) or "\n")
     sys.stdout.flush()
     err.print(summary.line(now_ns), style="dim", markup=False, highlight=False, soft_wrap=True)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from contracts.api import Engine
+from contracts.api import Engine, Workload
 from contracts.config import PoolConfig
 from contracts.config_pools import ModelConfig
 from orchestrator.config_sharing import PlacedPool
@@ -14,8 +14,15 @@ from orchestrator.config_yaml import Document, Loc, Problem
 from orchestrator.sets import set_key
 from orchestrator.specs import BUNDLED_MODELS
 
-#: Engines with an adapter in this release.
-ENGINES_AVAILABLE: Final = ("llamacpp",)
+#: What an engine can be started for.
+WORKLOADS: Final[dict[Engine, tuple[Workload, ...]]] = {
+    "llamacpp": ("completion", "embedding", "rerank"),
+    "vllm": ("completion", "embedding", "rerank"),
+    "tgi": ("completion",),
+    "triton": ("completion", "embedding"),
+}
+#: What a model is on disk, where it is not a file.
+FOLDERS: Final[dict[Engine, str]] = {"vllm": "a model folder", "tgi": "a model folder", "triton": "a model repository"}
 
 #: With this a name asks for a file by its digest, so no model is called so.
 DIGEST_PREFIX: Final = "sha256:"
@@ -29,11 +36,11 @@ def model_problems(
 ) -> Iterator[Problem]:
     """`files` also looks for the files that pools and models name."""
     for loc, pool in pools:
-        yield from _engine_rules(document, (*loc, "engine"), pool.engine)
+        yield from _workload_rules(document, loc, pool)
         yield from _name_rules(document, (*loc, "model"), pool.model)
         yield from _bundled_rules(document, loc, pool)
         if files and pool.model_path is not None:
-            yield from _file_rules(document, (*loc, "model_path"), pool.model_path)
+            yield from _file_rules(document, (*loc, "model_path"), pool.engine, pool.model_path)
         if files and pool.engine_options.binary is not None:
             yield from _binary_rules(document, (*loc, "engine_options", "binary"), pool.engine_options.binary)
     yield from _digest_rules(document, pools)
@@ -44,11 +51,10 @@ def model_problems(
                 (*loc, "ref"), f"model `{model.ref}` of {model.engine} is given twice", "give each model its own ref"
             )
         seen.add((model.engine, model.ref))
-        yield from _engine_rules(document, (*loc, "engine"), model.engine)
         yield from _name_rules(document, (*loc, "ref"), model.ref)
         yield from _same_as_pools(document, loc, model, [pool for _, pool in pools])
         if files:
-            yield from _file_rules(document, (*loc, "path"), model.path)
+            yield from _file_rules(document, (*loc, "path"), model.engine, model.path)
 
 
 def model_warnings(document: Document, pools: list[PlacedPool], models: list[PlacedModel]) -> Iterator[Problem]:
@@ -63,12 +69,13 @@ def model_warnings(document: Document, pools: list[PlacedPool], models: list[Pla
             )
 
 
-def _engine_rules(document: Document, place: Loc, engine: Engine) -> Iterator[Problem]:
-    if engine not in ENGINES_AVAILABLE:
+def _workload_rules(document: Document, loc: Loc, pool: PoolConfig) -> Iterator[Problem]:
+    if pool.workload not in WORKLOADS[pool.engine]:
+        able = ", ".join(engine for engine, workloads in WORKLOADS.items() if pool.workload in workloads)
         yield document.problem(
-            place,
-            f"engine `{engine}` is not available in this release",
-            f"use one of: {', '.join(ENGINES_AVAILABLE)}",
+            (*loc, "workload"),
+            f"engine `{pool.engine}` does not serve workload `{pool.workload}`",
+            f"engines that do: {able}",
         )
 
 
@@ -83,11 +90,13 @@ def _name_rules(document: Document, place: Loc, name: str) -> Iterator[Problem]:
 
 def _bundled_rules(document: Document, loc: Loc, pool: PoolConfig) -> Iterator[Problem]:
     bundled = BUNDLED_MODELS.get(pool.engine, ())
-    if pool.engine in ENGINES_AVAILABLE and pool.model_path is None and pool.model not in bundled:
+    # Of an attached engine only llama.cpp's file is needed here: for the digest, which the others tell or lack.
+    attached = pool.engine_options.endpoint is not None and pool.engine in FOLDERS
+    if pool.model_path is None and pool.model not in bundled and not attached:
         yield document.problem(
             (*loc, "model"),
             f"pool `{pool.id}` names no model_path, and `{pool.model}` is not a bundled model",
-            f"add `model_path: FILE`, or use a bundled one: {', '.join(bundled) or 'there is none'}",
+            f"add `model_path: PATH`, or use a bundled one: {', '.join(bundled) or 'there is none'}",
         )
 
 
@@ -126,8 +135,12 @@ def _same_as_pools(document: Document, loc: Loc, model: ModelConfig, pools: list
             )
 
 
-def _file_rules(document: Document, place: Loc, path: Path) -> Iterator[Problem]:
-    if not path.is_file():
+def _file_rules(document: Document, place: Loc, engine: Engine, path: Path) -> Iterator[Problem]:
+    if engine in FOLDERS and not path.is_dir():
+        yield document.problem(
+            place, f"model folder {path} does not exist", f"give the path of {FOLDERS[engine]} on this machine"
+        )
+    elif engine not in FOLDERS and not path.is_file():
         yield document.problem(
             place, f"model file {path} does not exist", "give the path of a GGUF file on this machine"
         )

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from contracts.api import PRIORITIES
 from contracts.config import AuthConfig, Config, PoolConfig
 from contracts.config_scheduling import PreemptionConfig
+from orchestrator.config_engines import engine_problems, engine_warnings
 from orchestrator.config_replicas import replica_problems, replica_warnings
 from orchestrator.config_sharing import PlacedPool, burst_problems, set_problems, tenant_problems
 from orchestrator.config_yaml import Document, Loc, Problem
@@ -29,6 +30,7 @@ def pool_problems(document: Document, pools: list[PlacedPool]) -> Iterator[Probl
         yield from replica_problems(document, loc, pool)
         yield from _queue_rules(document, loc, pool)
     yield from _unique_ids(document, pools)
+    yield from engine_problems(document, pools)
     yield from set_problems(document, pools)
     yield from tenant_problems(document, pools)
 
@@ -91,6 +93,7 @@ def auth_warnings(document: Document, auth: AuthConfig) -> Iterator[Problem]:
 def pool_warnings(document: Document, pools: list[PlacedPool]) -> Iterator[Problem]:
     """Settings that are valid and do not do what their author may expect."""
     yield from replica_warnings(document, pools)
+    yield from engine_warnings(document, pools)
     for loc, pool in pools:
         if not pool.preload:
             yield document.problem((*loc, "preload"), "`preload: false` does nothing yet: pools always preload")

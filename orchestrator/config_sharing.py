@@ -24,6 +24,8 @@ SHARED: Final = (
     "timeouts.wall_ms",
     "timeouts.idle_ms",
     "accelerator",
+    "workload",
+    "determinism",
     "admission.fairness.kind",
     "admission.ordering",
     "admission.on_time_percent_min",

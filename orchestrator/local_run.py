@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from adapters.llamacpp.models import bundled_model_path
-from adapters.provisioning.progress import Progress
 from adapters.llamacpp.provision import find_engine
+from adapters.provisioning.progress import Progress
 from contracts.config import Config, KeyConfig, PoolConfig
 from contracts.engine import EngineError
 from orchestrator import orphans

@@ -105,6 +105,8 @@ def _set_policy(set_id: str, pools: list[PoolConfig]) -> SetPolicy:
         model_refs=(first.model,),
         ctx=first.ctx,
         sampler_profile_version=first.sampler_profile_version,
+        workloads=(first.workload,),
+        determinism=first.determinism,
         pools=tuple(_pool_policy(pool) for pool in pools),
         capacity=sum(pool.queue.capacity for pool in pools),
         queues=tuple(_class_of_set(priority, pools) for priority in PRIORITIES),

@@ -6,8 +6,12 @@ from contracts.config import Config, PoolConfig
 from contracts.engine import EngineSpec
 from contracts.pools import ReplicaOrder
 
-#: Models that come with the installation, by engine: their adapter finds the file.
-BUNDLED_MODELS: Final[dict[str, tuple[str, ...]]] = {"llamacpp": ("smollm2-135m-instruct",)}
+#: Models for development that come with the installation, by engine: their adapter finds or converts the file.
+BUNDLED_MODELS: Final[dict[str, tuple[str, ...]]] = {
+    "llamacpp": ("smollm2-135m-instruct",),
+    "vllm": ("smollm2-135m-instruct",),
+    "triton": ("llorch_text", "llorch_embed"),
+}
 
 
 class SpecError(ValueError):

@@ -9,17 +9,19 @@ import msgspec
 from msgspec.structs import replace
 
 from adapters.engine_server import ATTACHED_NEED, EngineServer, Launch
-from adapters.errors import engine_error
+from adapters.errors import engine_error, model_error
 from adapters.exactness import in_flight, is_exact
 from adapters.exchange import Address
 from adapters.folder import SOCKET_NAME, private_folder
 from adapters.http_client import EngineClient
 from adapters.llamacpp import calls
-from adapters.llamacpp.attempts import SlotAttempts
+from adapters.llamacpp.attempts import ComputeAttempts, SlotAttempts
 from adapters.llamacpp.command import server_arguments, server_environment
 from adapters.llamacpp.files import model_digest
 from adapters.llamacpp.kv import kv_token_bytes
 from adapters.llamacpp.memory import cache_types, memory_need
+from adapters.llamacpp.pooled import PAIR, compute, pair_tokens
+from adapters.llamacpp.pooling import default_pooling
 from adapters.llamacpp.preflight import check_gpus, with_binary, with_model
 from adapters.llamacpp.protocol import ENGINE, completion_body, error_of_response, metrics_of
 from adapters.llamacpp.stream import read_completion
@@ -41,8 +43,9 @@ class LlamaCppAdapter(EngineServer):
     ENGINE = ENGINE
 
     def __init__(self, spec: EngineSpec) -> None:
-        super().__init__(replace(spec, slots=in_flight(spec, known=_is_batch_invariant(spec))))
+        super().__init__(replace(spec, slots=_slots(spec)))
         self._empty_prompt: list[int] | None = None
+        self._pair_extra = 0
 
     # ------------------------------------------------------------------ process
 
@@ -55,12 +58,13 @@ class LlamaCppAdapter(EngineServer):
     async def _prepare(self, spec: EngineSpec) -> Launch:
         self._spec = spec = await with_binary(await with_model(spec))
         await check_gpus(spec)
+        pooling = await asyncio.to_thread(default_pooling, Path(spec.model_path))
         # Only this user can enter the folder, so only this user can reach the engine.
         folder = private_folder()
         api_key = secrets.token_urlsafe(32)
         return Launch(
             address=Address(socket_path=str(folder / SOCKET_NAME)),
-            argv=(spec.binary, *server_arguments(spec, folder / SOCKET_NAME)),
+            argv=(spec.binary, *server_arguments(spec, folder / SOCKET_NAME, pooling)),
             env=server_environment(spec, api_key),
             headers={"Authorization": f"Bearer {api_key}"},
             secrets=(api_key,),
@@ -73,9 +77,16 @@ class LlamaCppAdapter(EngineServer):
     def _refusal(self, status: int, body: bytes) -> EngineError:
         return error_of_response(status, body)
 
-    def _new_attempts(self, client: EngineClient) -> SlotAttempts:
+    def _new_attempts(self, client: EngineClient) -> SlotAttempts | ComputeAttempts:
         self._empty_prompt = None
-        return SlotAttempts(client, self._alive, self._spec.slots)
+        kind = SlotAttempts if self._spec.workload == "completion" else ComputeAttempts
+        return kind(client, self._alive, self._spec.slots)
+
+    async def _look_around(self, client: EngineClient) -> None:
+        """Learn how many tokens the engine puts around a query and a document: that is the model's matter."""
+        if self._spec.workload == "rerank":
+            told = [len(await calls.tokenize(client, text, add_special=False)) for text in PAIR]
+            self._pair_extra = await pair_tokens(client) - sum(told)
 
     # --------------------------------------------------------------- properties
 
@@ -90,14 +101,21 @@ class LlamaCppAdapter(EngineServer):
         model = Path(self._spec.model_path)
         return EngineProperties(
             engine_version=f"llama.cpp {props.build_info}",
-            model_digest=await asyncio.to_thread(model_digest, model),
+            model_digest=await self._digest(model),
             slots=min(props.total_slots, self._spec.slots),
             ctx=props.default_generation_settings.n_ctx,
-            interruptible_decode=True,
+            interruptible_decode=self._spec.workload == "completion",
             kv_token_bytes=await asyncio.to_thread(kv_token_bytes, model, *cache_types(self._spec.args)),
             keeps_kv=_is_batch_invariant(self._spec),
             exact=is_exact(self._spec, known=_is_batch_invariant(self._spec)),
         )
+
+    async def _digest(self, model: Path) -> str:
+        try:
+            return await asyncio.to_thread(model_digest, model)
+        except (OSError, ValueError) as error:
+            reason = f"the digest of {str(model)!r} cannot be told"
+            raise model_error(self._spec, reason, "give the path of the file that the engine runs") from error
 
     async def metrics(self) -> EngineMetrics:
         client, _ = self._running()
@@ -105,10 +123,23 @@ class LlamaCppAdapter(EngineServer):
 
     async def count_tokens(self, request: GenerateRequest) -> int:
         client, _ = self._running()
+        if request.inputs is not None:
+            return await self._count_inputs(client, request)
         prompt = await self._prompt(client, request)
         return len(prompt if isinstance(prompt, list) else await calls.tokenize(client, prompt))
 
-    # --------------------------------------------------------------- completion
+    async def _count_inputs(self, client: EngineClient, request: GenerateRequest) -> int:
+        self._check_workload(request)
+        alone = self._spec.workload == "embedding"
+        total = 0
+        for text in request.inputs or ():
+            total += len(await calls.tokenize(client, text, add_special=alone))
+        if not alone:
+            query = len(await calls.tokenize(client, request.prompt or "", add_special=False))
+            total += len(request.inputs or ()) * (query + self._pair_extra)
+        return total
+
+    # --------------------------------------------------------------- generation
 
     async def generate(self, attempt_key: str, request: GenerateRequest) -> AsyncIterator[Chunk | Finish]:
         """See `EngineAdapter`. A stream that was canceled through `cancel` just ends, without a `Finish`.
@@ -118,6 +149,13 @@ class LlamaCppAdapter(EngineServer):
         client, attempts = self._running()
         attempt = attempts.begin(attempt_key)
         try:
+            self._check_workload(request)
+            if request.workload != "completion":
+                async for item in compute(attempt, client, request):
+                    if type(item) is Finish:
+                        attempts.end(attempt)
+                    yield item
+                return
             prompt = await attempt.run(self._prompt(client, request))
             if prompt is None:
                 return
@@ -135,13 +173,7 @@ class LlamaCppAdapter(EngineServer):
 
     async def _prompt(self, client: EngineClient, request: GenerateRequest) -> str | list[int]:
         """The prompt as the engine gets it; an empty one becomes the model's start token."""
-        if request.workload != self._spec.workload or request.inputs is not None:
-            raise engine_error(
-                "INVALID_PARAMS",
-                f"this pool serves {self._spec.workload}, not {request.workload}",
-                engine=ENGINE,
-                retriable=False,
-            )
+        self._check_workload(request)
         prompt = request.prompt or ""
         if request.messages is not None:
             prompt = await calls.apply_template(client, [msgspec.to_builtins(message) for message in request.messages])
@@ -150,6 +182,12 @@ class LlamaCppAdapter(EngineServer):
         if self._empty_prompt is None:
             self._empty_prompt = await self._start_tokens(client)
         return self._empty_prompt
+
+    def _check_workload(self, request: GenerateRequest) -> None:
+        served = self._spec.workload
+        if request.workload != served or (request.inputs is None) != (served == "completion"):
+            message = f"this pool serves {served}, not {request.workload}"
+            raise engine_error("INVALID_PARAMS", message, engine=ENGINE, retriable=False)
 
     async def _start_tokens(self, client: EngineClient) -> list[int]:
         """What stands for nothing: the engine answers an empty prompt with an empty stream."""
@@ -165,5 +203,15 @@ class LlamaCppAdapter(EngineServer):
 
 
 def _is_batch_invariant(spec: EngineSpec) -> bool:
-    """Our flags make batches exact on the CPU; GPU kernels are chosen by how many rows a batch has."""
-    return spec.accelerator == "cpu-dev" and not spec.args
+    """Our flags make batches exact on the CPU; GPU kernels are chosen by how many rows a batch has.
+
+    Whole inputs of embeddings and ranks share batches of many rows, which is exact nowhere.
+    """
+    return spec.accelerator == "cpu-dev" and not spec.args and spec.workload == "completion"
+
+
+def _slots(spec: EngineSpec) -> int:
+    """How many tasks run at once. Ranks of inputs that share a batch are plainly wrong, not only rounded otherwise."""
+    if spec.workload == "rerank" and not spec.batch_invariant:
+        return 1
+    return in_flight(spec, known=_is_batch_invariant(spec))

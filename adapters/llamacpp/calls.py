@@ -1,15 +1,17 @@
 """The calls that the adapter makes of a llama-server, decoded. All raise EngineError."""
 
+from adapters.answers import decoded
 from adapters.http_client import EngineClient
 from adapters.llamacpp import protocol
+from adapters.llamacpp.protocol import ENGINE
 
 
 async def props(client: EngineClient) -> protocol.Props:
-    return protocol.decode_props(await client.call("GET", "/props"))
+    return decoded(protocol.decode_props, await client.call("GET", "/props"), "/props", ENGINE)
 
 
 async def slots(client: EngineClient) -> list[protocol.Slot]:
-    return protocol.decode_slots(await client.call("GET", "/slots"))
+    return decoded(protocol.decode_slots, await client.call("GET", "/slots"), "/slots", ENGINE)
 
 
 async def metrics(client: EngineClient) -> dict[str, float]:
@@ -19,9 +21,11 @@ async def metrics(client: EngineClient) -> dict[str, float]:
 async def tokenize(client: EngineClient, text: str, *, add_special: bool = True) -> list[int]:
     """Token ids just as `/completion` makes them of a prompt: special tokens parsed, and added by default."""
     body = {"content": text, "add_special": add_special, "parse_special": True}
-    return protocol.decode_tokens(await client.call("POST", "/tokenize", body)).tokens
+    answer = await client.call("POST", "/tokenize", body)
+    return decoded(protocol.decode_tokens, answer, "/tokenize", ENGINE).tokens
 
 
 async def apply_template(client: EngineClient, messages: list[dict[str, str]]) -> str:
     """The prompt that the model's own chat template makes of `messages`."""
-    return protocol.decode_templated(await client.call("POST", "/apply-template", {"messages": messages})).prompt
+    answer = await client.call("POST", "/apply-template", {"messages": messages})
+    return decoded(protocol.decode_templated, answer, "/apply-template", ENGINE).prompt

@@ -4,6 +4,9 @@ The numeric flags make output byte-exact under continuous batching (ORCH-3045): 
 thread, flash attention, and batches of at most 32 rows, so that no request ever shares a tile
 with another or takes another kernel path than it would alone. Slots are counted explicitly
 because an automatic count switches to one context shared by all.
+
+Embeddings and ranks need a whole input in one batch, so these servers compute as many rows as a slot's context has.
+What shares a batch does change their numbers then: such a server is exact for one input at a time.
 """
 
 import os
@@ -15,7 +18,7 @@ from contracts.engine import EngineSpec
 
 #: How many rows the engine computes at once, at most.
 BATCH_ROWS: Final = 32
-EXACT_FLAGS: Final = ("-t", "1", "-fa", "on", "-b", str(BATCH_ROWS), "-ub", str(BATCH_ROWS))
+EXACT_FLAGS: Final = ("-t", "1", "-fa", "on")
 
 
 def gpu_count(spec: EngineSpec) -> int:
@@ -23,22 +26,36 @@ def gpu_count(spec: EngineSpec) -> int:
     return 0 if spec.accelerator == "cpu-dev" else len(spec.gpu_uuids) or len(spec.devices)
 
 
-def server_arguments(spec: EngineSpec, socket_path: Path) -> list[str]:
+def batch_rows(spec: EngineSpec) -> int:
+    """How many rows the engine computes at once, at most."""
+    return BATCH_ROWS if spec.workload == "completion" else max(BATCH_ROWS, spec.ctx)
+
+
+def server_arguments(spec: EngineSpec, socket_path: Path, pooling: str = "") -> list[str]:
     """The command line. The engine listens on a Unix socket only (OC-ADAPT-5002).
 
     A port would be open to every user of the host, and llama-server binds with SO_REUSEPORT: two
-    replicas that raced for one port would silently share it.
+    replicas that raced for one port would silently share it. `pooling` is for models that name none.
     """
+    rows = str(batch_rows(spec))
     return [
         *("-m", spec.model_path, "--alias", spec.model, "--host", str(socket_path)),
         *("-np", str(spec.slots), "-c", str(spec.ctx * spec.slots)),
         *EXACT_FLAGS,
+        *("-b", rows, "-ub", rows),
+        *_workload(spec, pooling),
         # No state beyond the slots themselves: host memory stays bounded by -c.
         *("--cache-ram", "0", "--fit", "off"),
         *("--metrics", "--slots", "--no-webui", "--offline"),
         *_placement(spec),
         *spec.args,
     ]
+
+
+def _workload(spec: EngineSpec, pooling: str) -> list[str]:
+    if spec.workload == "embedding":
+        return ["--embeddings", *(("--pooling", pooling) if pooling else ())]
+    return ["--reranking"] if spec.workload == "rerank" else []
 
 
 def _placement(spec: EngineSpec) -> list[str]:

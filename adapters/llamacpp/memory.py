@@ -10,7 +10,7 @@ from typing import Final
 
 from adapters.errors import engine_error, model_error
 from adapters.llamacpp.arguments import last_value
-from adapters.llamacpp.command import BATCH_ROWS, gpu_count
+from adapters.llamacpp.command import batch_rows, gpu_count
 from adapters.llamacpp.files import model_files
 from adapters.llamacpp.gguf import GgufError, ModelHeader, Value, read_header
 from adapters.llamacpp.kv import CACHE_TYPE_DEFAULT, kv_bytes_at_most, largest
@@ -131,7 +131,7 @@ def _compute_bytes(spec: EngineSpec, facts: dict[str, Value], vocabulary: int, c
     32-bit float and its 16-bit copy.
     """
     told = last_value(spec.args, *_ROWS) or ""
-    rows = int(told) if told.isdecimal() else BATCH_ROWS
+    rows = int(told) if told.isdecimal() else batch_rows(spec)
     width, inner = largest(facts.get("embedding_length")), largest(facts.get("feed_forward_length"))
     copies = _PIPELINE_COPIES if gpu_count(spec) > 1 else 1
     return copies * rows * ((vocabulary + 3 * width + 2 * inner) * 4 + ctx * (4 + 2))

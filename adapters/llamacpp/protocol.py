@@ -1,5 +1,7 @@
 """llama-server's native HTTP API: request bodies, stream frames, errors, metrics (OC-ADAPT-5001)."""
 
+import contextlib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal
@@ -12,6 +14,8 @@ from adapters.profiles import parameters
 from contracts.engine import EngineError, EngineMetrics, Finish, GenerateRequest
 
 ENGINE: Final = "llamacpp"
+#: What a server for embeddings says, with status 500, of an input that is over its batch.
+TOO_LONG: Final = "is too large to process"
 
 #: Of the last frame only these are asked for; unasked it repeats the whole prompt and all settings.
 FINAL_FIELDS: Final = (
@@ -130,7 +134,8 @@ def finish_of(frame: Frame) -> Finish:
 
 def error_of(wire: WireError, status: int) -> EngineError:
     """Map the engine's error to the envelope's codes (ORCH-2006, ORCH-3025)."""
-    if wire.type == "exceed_context_size_error" or status in (400, 404, 413, 422, 501):
+    is_too_long = wire.type == "exceed_context_size_error" or TOO_LONG in wire.message
+    if is_too_long or status in (400, 404, 413, 422, 501):
         return engine_error("INVALID_PARAMS", f"the engine refused: {wire.message}", engine=ENGINE, retriable=False)
     if status == 503:
         return engine_error("POOL_UNREADY", f"the engine is not ready: {wire.message}", engine=ENGINE, retriable=True)
@@ -152,8 +157,12 @@ _SAMPLE = re.compile(rb"^llamacpp:(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
 def parse_metrics(text: bytes) -> dict[str, float]:
-    """Samples of the engine's metrics page by name, without prefix and labels."""
-    return {name.decode(): float(value) for name, value in _SAMPLE.findall(text)}
+    """Samples of the engine's metrics page by name, without prefix and labels; what is no number is no sample."""
+    samples = {}
+    for name, value in _SAMPLE.findall(text):
+        with contextlib.suppress(ValueError):
+            samples[name.decode()] = float(value)
+    return {name: value for name, value in samples.items() if math.isfinite(value)}
 
 
 def metrics_of(samples: Mapping[str, float], slots: list[Slot]) -> EngineMetrics:

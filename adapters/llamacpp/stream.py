@@ -22,6 +22,8 @@ async def read_completion(attempt: Attempt, response: ResponseStream) -> AsyncIt
             if frame.error is not None:
                 raise error_of(frame.error, frame.error.code)
             made = frame.tokens_predicted - tokens
+            if made < 0:
+                raise worker_reset("the engine's count of tokens runs backwards", ENGINE)
             tokens = frame.tokens_predicted
             if made or frame.content:
                 yield Chunk(frame.content, max(made, 1))

@@ -7,11 +7,21 @@ from typing import Any, Final, cast
 import msgspec
 
 from adapters.testing.fake_completion import Completion
+from adapters.testing.fake_pooled import Pooling
 from adapters.testing.fake_scheduler import SlotScheduler, Stream
 from adapters.testing.fake_text import tokenize
 
 _REQUEST_BYTES_MAX: Final = 16 * 1024 * 1024
-_REASONS: Final = {200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 404: b"Not Found", 503: b"Unavailable"}
+_REASONS: Final = {
+    200: b"OK",
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    404: b"Not Found",
+    500: b"Internal Server Error",
+    501: b"Not Implemented",
+    503: b"Unavailable",
+}
+_POOLED: Final = (b"POST /embedding", b"POST /embeddings", b"POST /v1/embeddings", b"POST /rerank")
 _STREAM_HEAD: Final = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nServer: fake\r\n\r\n"
 )
@@ -21,12 +31,18 @@ class HttpProtocol(asyncio.Protocol):
     """One connection. Implements `Listener` for the completion it streams."""
 
     def __init__(
-        self, scheduler: SlotScheduler, facts: dict[str, object], ctx: int, model: str, api_key: str, ready_ns: int
+        self,
+        scheduler: SlotScheduler,
+        facts: dict[str, object],
+        ctx: int,
+        pooling: Pooling,
+        api_key: str,
+        ready_ns: int,
     ) -> None:
         self._scheduler = scheduler
         self._facts = facts
         self._ctx = ctx
-        self._model = model
+        self._pooling = pooling
         self._authorization = f"Bearer {api_key}".encode() if api_key else None
         self._ready_ns = ready_ns
         self._data = b""
@@ -109,6 +125,9 @@ class HttpProtocol(asyncio.Protocol):
             self._answer(200, {"prompt": f"{turns}<|assistant|>"})
         elif route in (b"POST /completion", b"POST /completions"):
             self._complete(body)
+        elif route in _POOLED:
+            answer = self._pooling.answer(route, body)
+            self._scheduler.compute(answer, lambda computed: self._answer(computed.status, computed.body))
         else:
             self._refuse(404, "not_found_error", "File Not Found")
 
@@ -122,7 +141,7 @@ class HttpProtocol(asyncio.Protocol):
             message = f"request ({count} tokens) exceeds the available context size ({self._ctx} tokens)"
             self._refuse(400, "exceed_context_size_error", message)
             return
-        self._stream = Stream(self, Completion(body, count, self._ctx, self._model), body.get("id_slot", -1))
+        self._stream = Stream(self, Completion(body, count, self._ctx, self._pooling.model), body.get("id_slot", -1))
         self._scheduler.submit(self._stream)
 
     def _slots(self) -> list[dict[str, object]]:
@@ -130,7 +149,7 @@ class HttpProtocol(asyncio.Protocol):
             {
                 "id": n,
                 "n_ctx": self._ctx,
-                "is_processing": stream is not None,
+                "is_processing": stream is not None or n < self._scheduler.computing,
                 "n_prompt_tokens": stream.completion.prompt_tokens + stream.completion.made if stream else 0,
             }
             for n, stream in enumerate(self._scheduler.running)
@@ -141,7 +160,7 @@ class HttpProtocol(asyncio.Protocol):
         samples = {
             "prompt_tokens_total": scheduler.tokens_in,
             "tokens_predicted_total": scheduler.tokens_out,
-            "requests_processing": sum(stream is not None for stream in scheduler.running),
+            "requests_processing": sum(stream is not None for stream in scheduler.running) + scheduler.computing,
             "requests_deferred": len(scheduler.waiting),
         }
         return "".join(f"# TYPE llamacpp:{k} gauge\nllamacpp:{k} {v}\n" for k, v in samples.items()).encode()

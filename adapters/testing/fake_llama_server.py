@@ -22,6 +22,9 @@ that it is a fake. Further options, also read from `$LLORCH_FAKE_ARGS`:
 Another model gives other text: what counts is the name in its file, so that copies of a file give the same. Files
 without a name, and those of the name "fake", all give the usual text.
 
+With --embeddings or --reranking it gives numbers that follow from the text, each input after the time of a first
+token. An input may have as many tokens as -ub says.
+
 A completion ends at `n_predict` tokens, or by itself where its prompt says so: after N tokens of a
 prompt with the word `fake-length=N`.
 """
@@ -44,6 +47,7 @@ from adapters.llamacpp.gguf import GgufError, read_header
 from adapters.testing import fake_launch
 from adapters.testing.fake_http import HttpProtocol
 from adapters.testing.fake_model import NAME_DEFAULT
+from adapters.testing.fake_pooled import Pooling
 from adapters.testing.fake_scheduler import Pace, SlotScheduler
 
 BUILD_INFO: Final = "fake-llama-server 1"
@@ -59,6 +63,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-np", "--parallel", type=int, default=4)
     parser.add_argument("-c", "--ctx-size", type=int, default=0)
     parser.add_argument("--api-key", default=os.environ.get("LLAMA_API_KEY", ""))
+    parser.add_argument("-ub", "--ubatch-size", type=int, default=512)
+    parser.add_argument(
+        "--embedding", "--embeddings", action="store_const", const="embedding", dest="pooling", default=""
+    )
+    parser.add_argument("--rerank", "--reranking", action="store_const", const="rerank", dest="pooling")
     parser.add_argument("--version", action="store_true")
     parser.add_argument("--list-devices", action="store_true")
     for name in ("first-token-ms", "token-ms", "load-ms"):
@@ -97,11 +106,11 @@ async def serve(arguments: argparse.Namespace) -> None:
         "bos_token": "<s>",
         "eos_token": "</s>",
     }
-    model = _model_name(arguments.model)
+    pooling = Pooling(arguments.pooling, arguments.ubatch_size, _model_name(arguments.model))
     ready_ns = time.monotonic_ns() + int(arguments.fake_load_ms * 1e6)
 
     def connection() -> HttpProtocol:
-        return HttpProtocol(scheduler, facts, ctx, model, arguments.api_key, ready_ns)
+        return HttpProtocol(scheduler, facts, ctx, pooling, arguments.api_key, ready_ns)
 
     if arguments.host.endswith(".sock"):
         server = await loop.create_unix_server(connection, arguments.host, backlog=1024)

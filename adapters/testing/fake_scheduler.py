@@ -6,11 +6,13 @@ import os
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from msgspec import Struct
 
 from adapters.testing.fake_completion import Completion
+from adapters.testing.fake_pooled import Answer
 
 _BURST_FRAMES: Final = 64
 _TICK_NS: Final = 1_000_000
@@ -65,9 +67,25 @@ class SlotScheduler:
         self.waiting: deque[Stream] = deque()
         self.tokens_in = 0
         self.tokens_out = 0
+        #: Inputs of embeddings and ranks that are being computed.
+        self.computing = 0
         self._due: list[tuple[int, int, Stream]] = []
         self._sequence = 0
         self._timer: asyncio.TimerHandle | None = None
+
+    def compute(self, answer: Answer, deliver: Callable[[Answer], None]) -> None:
+        """Answer after the time of a first token. Nothing stops it, as in llama-server."""
+        if answer.status != 200 or not self._pace.first_ns:
+            self.tokens_in += answer.tokens
+            deliver(answer)
+            return
+        self.computing += 1
+        asyncio.get_running_loop().call_later(self._pace.first_ns / 1e9, self._computed, answer, deliver)
+
+    def _computed(self, answer: Answer, deliver: Callable[[Answer], None]) -> None:
+        self.computing -= 1
+        self.tokens_in += answer.tokens
+        deliver(answer)
 
     def submit(self, stream: Stream) -> None:
         self.waiting.append(stream)

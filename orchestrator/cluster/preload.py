@@ -22,6 +22,7 @@ from orchestrator.cluster.gpus.mask import MaskError, check_split, resolve_mask
 from orchestrator.cluster.gpus.nvml import GpuError, Nvml
 from orchestrator.cluster.gpus.topology import common_numa_node, distance, numactl_prefix
 from orchestrator.cluster.gpus.watch import GpuFault, GpuWatch
+from orchestrator.cluster.self_test import Shown
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +87,7 @@ class Preload:
         return EngineError(info, kind)
 
 
-def replica_info(prepared: Prepared, properties: EngineProperties, token_ns: int, node_id: str) -> ReplicaInfo:
+def replica_info(prepared: Prepared, properties: EngineProperties, shown: Shown, node_id: str) -> ReplicaInfo:
     """What a Ready replica tells of itself."""
     spec = prepared.spec
     return ReplicaInfo(
@@ -101,7 +102,7 @@ def replica_info(prepared: Prepared, properties: EngineProperties, token_ns: int
         accelerator=spec.accelerator,
         node_id=node_id,
         devices=spec.devices,
-        token_ns=token_ns,
+        token_ns=shown.token_ns,
         interruptible_decode=properties.interruptible_decode,
         zone=spec.zone,
         kv_tokens=properties.kv_tokens,
@@ -109,4 +110,6 @@ def replica_info(prepared: Prepared, properties: EngineProperties, token_ns: int
         keeps_kv=properties.keeps_kv,
         distance=prepared.distance,
         gpu_uuids=spec.gpu_uuids,
+        exact=properties.exact,
+        result_bytes=shown.result_bytes,
     )

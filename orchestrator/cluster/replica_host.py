@@ -152,8 +152,8 @@ class ReplicaHost:
             prepared = await self._preload.prepare(slots, self._adapter)
             adapter = self._adapter = self._make_adapter(prepared.spec)
             await adapter.launch()
-            token_ns = await self_test(adapter, prepared.spec)
-            info = replica_info(prepared, await adapter.properties(), token_ns, self._node_id)
+            shown = await self_test(adapter, prepared.spec)
+            info = replica_info(prepared, await adapter.properties(), shown, self._node_id)
         except EngineError as failed:
             self._coming_up = False
             self._tell_down(Down(failed.kind, failed.info.message, failed.stderr_tail))

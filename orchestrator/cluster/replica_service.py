@@ -7,7 +7,6 @@ whichever of the engine's end and the scheduler's stop comes first here, stands 
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Final
 
@@ -18,17 +17,16 @@ from contracts import messages as wire
 from contracts import scheduling as ev
 from contracts.engine import EngineAdapter, EngineError, EngineSpec, Finish, GenerateRequest
 from contracts.errors import ErrorCode, ErrorInfo
+from contracts.tasks import RESULT_BYTES_MAX
 from orchestrator.cluster.attempt import Attempt, Result, outcome_of
 from orchestrator.cluster.connection import Connection
+from orchestrator.cluster.ended import EndedAttempts
+from orchestrator.cluster.measuring import count_prompt
 from orchestrator.cluster.transcript import ResumeMismatchError, TokenFlow, Transcript
 
 log = structlog.get_logger(__name__)
 
 PROGRESS_INTERVAL_S: Final = 0.25
-#: Ended attempts whose tokens can still be subscribed to here; later readers ask the scheduler.
-ENDED_KEPT_MAX: Final = 64
-#: Older ended attempts are still known by name: a subscription to one must not wait for its start.
-GONE_KEPT_MAX: Final = 4096
 #: Subscriptions that may wait for their attempt's start, and for how long, before they are told
 #: "unknown": the scheduler tells ingress and replica at the same time, and the ingress may be faster.
 EARLY_MAX: Final = 1024
@@ -50,8 +48,7 @@ class ReplicaService:
         self._report = report
         self._flow = flow
         self._running: dict[str, Attempt] = {}
-        self._ended: OrderedDict[tuple[str, int], Transcript] = OrderedDict()
-        self._gone: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._ended = EndedAttempts()
         self._early: dict[tuple[Connection, int], wire.Subscribe] = {}
         self._dirty: dict[Transcript, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,11 +83,15 @@ class ReplicaService:
             self._end(attempt, "finished", finish=finish)
 
     async def _generate(self, attempt: Attempt, request: GenerateRequest) -> Finish:
-        transcript = attempt.transcript
+        transcript, result_bytes = attempt.transcript, 0
         async for item in self._adapter.generate(attempt.key, request):
             if isinstance(item, Finish):
                 transcript.complete()
                 return item
+            if request.workload != "completion":
+                result_bytes += len(item.text)
+                if result_bytes > RESULT_BYTES_MAX:
+                    raise EngineError(self._too_large(request))
             attempt.last_ns = time.monotonic_ns()
             if not attempt.first_ns:
                 attempt.first_ns = attempt.last_ns
@@ -147,11 +148,7 @@ class ReplicaService:
         transcript.result = result
         transcript.over = outcome_of(ended)
         self._flow.flush([transcript])
-        self._ended[attempt.task_id, attempt.number] = transcript
-        while len(self._ended) > ENDED_KEPT_MAX:
-            self._gone[self._ended.popitem(last=False)[0]] = None
-        while len(self._gone) > GONE_KEPT_MAX:
-            self._gone.popitem(last=False)
+        self._ended.add((attempt.task_id, attempt.number), transcript, len(tokens))
 
     async def _release(self, attempt: Attempt, *, check: bool = False) -> None:
         """Wait until the engine let go of the slot; an engine that does not is broken.
@@ -172,6 +169,13 @@ class ReplicaService:
     def _error(self, code: ErrorCode, message: str) -> ErrorInfo:
         return ErrorInfo(code, message, engine=self._spec.engine, pool_id=self._spec.pool_id, retriable=True)
 
+    def _too_large(self, request: GenerateRequest) -> ErrorInfo:
+        message = (
+            f"the results of {len(request.inputs or ())} inputs are over the limit of {RESULT_BYTES_MAX} bytes;"
+            " send fewer inputs in a task"
+        )
+        return msgspec.structs.replace(self._error("INVALID_PARAMS", message), retriable=False)
+
     # --------------------------------------------------------------------- measuring
 
     def measure(self, message: wire.Measure) -> None:
@@ -179,7 +183,7 @@ class ReplicaService:
 
     async def _measure(self, message: wire.Measure) -> None:
         try:
-            tokens, error = await self._adapter.count_tokens(_REQUEST.decode(message.payload)), None
+            tokens, error = await count_prompt(self._adapter, _REQUEST.decode(message.payload), message.ctx), None
         except EngineError as failed:
             tokens, error = 0, failed.info
         self._report(ev.PromptMeasured(message.task_id, message.measurement, tokens, error))
@@ -195,7 +199,7 @@ class ReplicaService:
             transcript = self._ended.get(key)
         if transcript is not None and transcript.reaches(message.first):
             self._flow.subscribe(transcript, connection, message.sid, message.first, message.credit)
-        elif transcript is None and key not in self._gone and len(self._early) < EARLY_MAX:
+        elif transcript is None and not self._ended.is_gone(key) and len(self._early) < EARLY_MAX:
             self._early[connection, message.sid] = message
             asyncio.get_running_loop().call_later(EARLY_WAIT_S, self._give_up, connection, message.sid)
         else:

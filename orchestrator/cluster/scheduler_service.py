@@ -108,8 +108,9 @@ class SchedulerService:
         asked.connection.send(wire.Failed(asked.req, command.error))
 
     def _measure(self, command: ev.MeasurePrompt) -> None:
-        payload = self._live[command.task_id].payload
-        self._replicas[command.replica_id].send(wire.Measure(command.task_id, command.measurement, payload))
+        live = self._live[command.task_id]
+        measure = wire.Measure(command.task_id, command.measurement, live.payload, live.task.ctx)
+        self._replicas[command.replica_id].send(measure)
 
     def _start(self, command: ev.Start) -> None:
         task_id = command.task_id
@@ -141,6 +142,7 @@ class SchedulerService:
             kv_warmth=view.kv_warmth,
             metrics=running_metrics(view, resumed=view.preempted and live is not None and not live.paused),
             resume_tokens=live.resume_tokens if live is not None else 0,
+            determinism=view.determinism,
         )
 
     def _stop(self, command: ev.Stop) -> None:

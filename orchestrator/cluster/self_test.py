@@ -1,49 +1,96 @@
-"""What an engine must show before its replica is Ready: tokens, a cancel, and its metrics (ORCH-3049)."""
+"""What an engine must show before its replica is Ready: results, a cancel, and its metrics (ORCH-3049)."""
 
 import asyncio
 import contextlib
 import time
-from typing import Final
+from typing import Any, Final, NamedTuple
 
-from contracts.engine import EngineAdapter, EngineError, EngineSpec, Finish, GenerateRequest
+import msgspec
+
+from contracts.api import Rank, Workload
+from contracts.engine import Chunk, EngineAdapter, EngineError, EngineSpec, Finish, GenerateRequest
 from contracts.errors import ErrorInfo
 
 TIMEOUT_S: Final = 60.0
-DECODE: Final = GenerateRequest(task_id="self-test", max_tokens=8, seed=1, prompt="The capital of France is")
-#: Longer than it is let run: it is canceled after its first token.
-CANCELED: Final = GenerateRequest(task_id="self-test-cancel", max_tokens=64, seed=1, prompt="Once upon a time")
+_INPUTS: Final = ["The capital of France is Paris.", "Queues are fair when nobody starves."]
+#: The first task of each workload is run to its end, the second is canceled after what comes first of it.
+TASKS: Final[dict[Workload, tuple[GenerateRequest, GenerateRequest]]] = {
+    "completion": (
+        GenerateRequest(task_id="self-test", max_tokens=8, seed=1, prompt="The capital of France is"),
+        GenerateRequest(task_id="self-test-cancel", max_tokens=64, seed=1, prompt="Once upon a time"),
+    ),
+    "embedding": (
+        GenerateRequest(task_id="self-test", max_tokens=1, seed=1, workload="embedding", inputs=_INPUTS),
+        GenerateRequest(task_id="self-test-cancel", max_tokens=1, seed=1, workload="embedding", inputs=_INPUTS * 4),
+    ),
+    "rerank": (
+        GenerateRequest(task_id="self-test", max_tokens=1, seed=1, workload="rerank", prompt="France", inputs=_INPUTS),
+        GenerateRequest(
+            task_id="self-test-cancel", max_tokens=1, seed=1, workload="rerank", prompt="France", inputs=_INPUTS * 4
+        ),
+    ),
+}
+_RESULTS: Final[dict[str, msgspec.json.Decoder[Any]]] = {
+    "embedding": msgspec.json.Decoder(list[float]),
+    "rerank": msgspec.json.Decoder(Rank),
+}
 
 
-async def self_test(adapter: EngineAdapter, spec: EngineSpec) -> int:
-    """Readiness is generated tokens, not a health page; returns the decode time per token in ns.
+class Shown(NamedTuple):
+    """What the self-test found: time per token (`ReplicaInfo.token_ns`) and the size of an embedding as text."""
 
-    Raises EngineError (POOL_UNREADY).
-    """
+    token_ns: int
+    result_bytes: int = 0
+
+
+async def self_test(adapter: EngineAdapter, spec: EngineSpec) -> Shown:
+    """Readiness is generated tokens or numbers, not a health page. Raises EngineError (POOL_UNREADY)."""
+    whole, canceled = TASKS[spec.workload]
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            token_ns = await _decode(adapter, spec)
-            await _cancel(adapter, spec)
+            shown = await (_decode if spec.workload == "completion" else _compute)(adapter, spec, whole)
+            await _cancel(adapter, spec, canceled)
             await _metrics(adapter, spec)
     except TimeoutError:
         raise _failed(spec, f"did not end within {TIMEOUT_S:.0f} s") from None
-    return token_ns
+    return shown
 
 
-async def _decode(adapter: EngineAdapter, spec: EngineSpec) -> int:
+async def _decode(adapter: EngineAdapter, spec: EngineSpec, request: GenerateRequest) -> Shown:
     times_ns, finished = [], False
-    async for item in adapter.generate("self-test", DECODE):
+    async for item in adapter.generate("self-test", request):
         if isinstance(item, Finish):
             finished = True
         else:
             times_ns.append(time.monotonic_ns())
     if not times_ns or not finished:
         raise _failed(spec, f"generated {len(times_ns)} pieces of text and {'an' if finished else 'no'} end")
-    return max(1, (times_ns[-1] - times_ns[0]) // max(1, len(times_ns) - 1))
+    return Shown(max(1, (times_ns[-1] - times_ns[0]) // max(1, len(times_ns) - 1)))
 
 
-async def _cancel(adapter: EngineAdapter, spec: EngineSpec) -> None:
+async def _compute(adapter: EngineAdapter, spec: EngineSpec, request: GenerateRequest) -> Shown:
+    """One result for each input, and the time that each of their tokens took."""
+    began_ns, results, finish = time.monotonic_ns(), list[str](), None
+    async for item in adapter.generate("self-test", request):
+        if isinstance(item, Chunk):
+            results.append(item.text)
+        else:
+            finish = item
+    if len(results) != len(request.inputs or ()) or finish is None:
+        raise _failed(spec, f"gave {len(results)} results for {len(_INPUTS)} inputs and {'an' if finish else 'no'} end")
+    try:
+        decoded = [_RESULTS[spec.workload].decode(result) for result in results]
+    except msgspec.DecodeError as error:
+        raise _failed(spec, f"gave a result that is no {spec.workload}: {error}") from None
+    if not all(decoded):
+        raise _failed(spec, "gave an embedding without numbers")
+    token_ns = (time.monotonic_ns() - began_ns) // max(1, finish.tokens_in)
+    return Shown(max(1, token_ns), len(results[0]) if spec.workload == "embedding" else 0)
+
+
+async def _cancel(adapter: EngineAdapter, spec: EngineSpec, request: GenerateRequest) -> None:
     """The slot must be free when `cancel` returns; it raises EngineError when the engine does not let go of it."""
-    async with contextlib.aclosing(adapter.generate("self-test-cancel", CANCELED)) as generated:  # type: ignore[type-var]
+    async with contextlib.aclosing(adapter.generate("self-test-cancel", request)) as generated:  # type: ignore[type-var]
         async for _ in generated:
             break
         else:

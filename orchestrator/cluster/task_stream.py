@@ -17,13 +17,16 @@ from typing import Final, Protocol
 import msgspec
 
 from contracts import messages as wire
-from contracts.api import End, Metrics, Started
+from contracts.api import End, Metrics
 from contracts.errors import ErrorInfo, OrchError
 from contracts.gateway import StreamEvent, Tokens
 from contracts.tasks import Outcome, TaskInfo
+from orchestrator.cluster.stream_events import started_event, terminal_event
 
 #: Tokens that may be under way to one stream; half of it used up, more is granted.
 CREDIT_TOKENS: Final = 1024
+#: The same of embeddings, each of which may take hundreds of kilobytes.
+CREDIT_RESULTS: Final = 16
 #: How long a stream waits for the replica's last tokens once the scheduler told the end.
 TAIL_TIMEOUT_S: Final = 2.0
 
@@ -62,6 +65,7 @@ class TaskStream:
         self._sid = 0
         self._texts: list[str] = []
         self._received = after + 1
+        self._credit = CREDIT_TOKENS
         self._consumed = 0
         self._over: wire.StreamOver | None = None
         self._outcome: Outcome | None = None
@@ -105,7 +109,11 @@ class TaskStream:
     # ------------------------------------------------------------- read by the client
 
     async def events(self, task: TaskInfo) -> AsyncGenerator[StreamEvent]:
-        """Everything from token `after + 1` on, ending with one `End` or `ErrorInfo`."""
+        """Everything from token `after + 1` on, ending with one `End` or `ErrorInfo`.
+
+        The results of an embedding or a rerank come as tokens, one for each input.
+        """
+        self._credit = CREDIT_TOKENS if task.decodes else CREDIT_RESULTS
         self._tick(task, ask=False)
         try:
             while True:
@@ -121,10 +129,10 @@ class TaskStream:
                     await self._enter(started, task)
                     # Once per stream: what follows a preemption is the same stream to the client.
                     if self._next == self._first:
-                        yield _started(started, task)
+                        yield started_event(started, task)
                     yield started.metrics
                     continue
-                end = self._end()
+                end = self._end(task)
                 if end is not None:
                     yield end
                     return
@@ -155,18 +163,18 @@ class TaskStream:
         event = Tokens(self._next, texts)
         self._next += len(texts)
         self._consumed += len(texts)
-        if self._consumed * 2 >= CREDIT_TOKENS and self._over is None:
+        if self._consumed * 2 >= self._credit and self._over is None:
             self._source.grant(self._sid, self._consumed)
             self._consumed = 0
         return event
 
-    def _end(self) -> End | ErrorInfo | None:
+    def _end(self, task: TaskInfo) -> End | ErrorInfo | None:
         """The terminal event, once every token before it was given."""
         if self._over is not None and self._over.result == "finished" and self._over.outcome is not None:
-            return _terminal(self._over.outcome)
+            return terminal_event(self._over.outcome, task)
         if self._outcome is None or self._next < self._outcome.tokens_out:
             return None
-        return _terminal(self._outcome)
+        return terminal_event(self._outcome, task)
 
     async def _tail(self, outcome: Outcome) -> bool:
         """Wait for the tokens still under way; false when the replica will not send them."""
@@ -189,7 +197,7 @@ class TaskStream:
         events: list[StreamEvent] = []
         if len(texts) > self._next:
             events.append(Tokens(self._next, texts[self._next :]))
-        events.append(_terminal(outcome))
+        events.append(terminal_event(outcome, task))
         return events
 
     # ------------------------------------------------------------------- subscription
@@ -209,42 +217,9 @@ class TaskStream:
         self._received = self._next + len(self._texts)
         # A replica that cannot be reached is the scheduler's to judge; its verdict will come.
         with contextlib.suppress(ConnectionError):
-            self._sid = await self._source.subscribe(self, started, self._received, CREDIT_TOKENS)
+            self._sid = await self._source.subscribe(self, started, self._received, self._credit)
 
     def _unsubscribe(self) -> None:
         if self._sid:
             self._source.unsubscribe(self._sid)
             self._sid = 0
-
-
-def _terminal(outcome: Outcome) -> End | ErrorInfo:
-    if outcome.error is not None:
-        return outcome.error
-    return End(
-        tokens_out=outcome.tokens_out,
-        decode_ms=outcome.decode_ms,
-        finish_reason=outcome.finish_reason or "stop",
-        tokens_in=outcome.tokens_in,
-        tokens_cached=outcome.tokens_cached,
-        stop_sequence=outcome.stop_sequence,
-    )
-
-
-def _started(started: wire.TaskStarted, task: TaskInfo) -> Started:
-    replica = started.replica
-    return Started(
-        queue_position=started.queue_position,
-        predicted_start_ms=started.predicted_start_ms,
-        engine=replica.engine,
-        engine_version=replica.engine_version,
-        model_digest=replica.model_digest,
-        pool_id=replica.pool_id,
-        replica_id=replica.replica_id,
-        accelerator=replica.accelerator,
-        seed=task.seed,
-        attempt=started.attempt,
-        sampler_profile_version=replica.sampler_profile_version,
-        queue_time_ms=started.queue_time_ms,
-        kv_warmth=started.kv_warmth,
-        labels=task.labels,
-    )

@@ -140,12 +140,13 @@ class Telemetry:
         if live is None or replica is None or live.replica_id != event.replica_id:
             return
         self._tokens_in.labels(*_placed(replica)).inc(event.tokens_in)
-        self._tokens_out.labels(*_placed(replica)).inc(event.tokens_out)
+        if live.task.decodes:  # else they are results, which nobody generated
+            self._tokens_out.labels(*_placed(replica)).inc(event.tokens_out)
         labels = (replica.engine, replica.engine_version, replica.pool_id, live.task.priority)
         if event.first_token_ns and not live.resume_tokens:
             waited_ns = live.started_ns - live.submitted_ns
             self._first.labels(*labels).observe((waited_ns + event.first_token_ns) / 1e6)
-        if event.result == "finished":
+        if event.result == "finished" and live.task.decodes:
             self._decode.labels(*labels).observe(event.decode_ns / 1e6)
 
     # -------------------------------------------------------------------- commands

@@ -4,32 +4,59 @@ Each answers with the envelope that the client will see. What passes all of them
 go when it is admitted, so a refused task uses up nothing (ORCH-3077).
 """
 
+from typing import Final
+
 from contracts.errors import ErrorInfo
-from contracts.tasks import TaskInfo
+from contracts.tasks import RESULT_BYTES_MAX, TaskInfo
 from orchestrator.core.records import TaskRecord, ceil_ms
 from orchestrator.core.refusals import invalid, limited
+from orchestrator.core.replica_set import ReplicaSet
 from orchestrator.core.state import State
+
+#: What an engine may put around an input and between query and document: start, end, separator, end.
+SPECIAL_TOKENS_MAX: Final = 4
+#: By how much, in percent, the text of an embedding may be shorter than that of another one.
+RESULT_SLACK_PERCENT: Final = 20
 
 
 def check_token_budget(task: TaskInfo) -> ErrorInfo | None:
     """Refuse what cannot fit, however short its prompt is (ORCH-3015, OC-CORE-1021)."""
-    if task.max_tokens >= task.ctx:
+    if task.output_max_tokens >= task.ctx:
         return invalid(f"max_tokens {task.max_tokens} leaves no room for a prompt in ctx {task.ctx}", task.engine)
     return None
+
+
+def check_result_size(home: ReplicaSet, task: TaskInfo) -> ErrorInfo | None:
+    """Refuse an embedding whose numbers would surely be too many to keep, judged by the self-test's."""
+    if task.workload != "embedding" or home.pin is None:
+        return None
+    least_bytes = task.items * home.pin.result_bytes * (100 - RESULT_SLACK_PERCENT) // 100
+    if least_bytes <= RESULT_BYTES_MAX:
+        return None
+    fit = RESULT_BYTES_MAX // home.pin.result_bytes
+    return invalid(
+        f"the embeddings of {task.items} inputs are over the limit of {RESULT_BYTES_MAX} bytes; "
+        f"send at most {fit} inputs in a task",
+        task.engine,
+    )
 
 
 def must_be_measured(task: TaskInfo) -> bool:
     """Whether only counting the prompt's tokens can tell if it fits.
 
     A prompt has at most one token per byte and one more at its beginning. Templated prompts grow
-    by an amount that only the engine knows.
+    by an amount that only the engine knows. Of several inputs each has to fit by itself.
     """
+    if not task.decodes:
+        return task.longest_input_bytes + SPECIAL_TOKENS_MAX > task.ctx
     return task.templated or task.max_tokens + task.prompt_bytes + 1 > task.ctx
 
 
 def check_measured(task: TaskInfo, prompt_tokens: int) -> ErrorInfo | None:
     """Refuse a prompt that was counted and does not fit (ORCH-3015, OC-CORE-1021)."""
-    if prompt_tokens + task.max_tokens > task.ctx:
+    if not task.decodes and prompt_tokens > task.ctx:
+        return invalid(f"the longest input has {prompt_tokens} tokens and ctx is {task.ctx}; shorten it", task.engine)
+    if prompt_tokens + task.output_max_tokens > task.ctx:
         return invalid(
             f"prompt of {prompt_tokens} tokens + max_tokens {task.max_tokens}"
             f" = {prompt_tokens + task.max_tokens} is over ctx {task.ctx}",

@@ -28,7 +28,7 @@ def progressed(state: State, event: TokensProgressed) -> None:
     if record is None or record.attempt != event.attempt or record.state not in ON_REPLICA:
         return
     if event.tokens_out > record.tokens_out:
-        record.home.progressed(record, event.tokens_out - record.tokens_out)
+        record.home.progressed(record, record.work_of(event.tokens_out - record.tokens_out))
         record.tokens_out = event.tokens_out
         record.tokens_digest = event.digest
         # The timer is left as it is: when it fires, it is armed anew from here.
@@ -204,7 +204,7 @@ def _moved(state: State, record: TaskRecord, event: AttemptEnded) -> None:
     home = record.home
     # Only the replica knows that nothing was delivered: progress lags behind the stream.
     is_untouched = event.replica_id != "" and not max(record.tokens_out, record.resume_tokens)
-    if (record.task.determinism == "strict" or is_untouched) and generations.has_hope(state, home):
+    if (record.determinism == "strict" or is_untouched) and generations.has_hope(state, home):
         record.moves += 1
         preemption.wait_again(state, record, "drain")
         return

@@ -9,7 +9,10 @@ from orchestrator.core.state import State
 
 def end_unserved(state: State, record: TaskRecord, outcome: Outcome) -> None:
     """End a task that waits; what earlier attempts used stays charged, the rest of its reservation is freed."""
-    _settle(state, record, record.prompt_tokens + record.resume_tokens if record.resume_tokens else 0, 0)
+    used_tokens = record.work_of(record.resume_tokens)
+    if used_tokens and record.task.decodes:
+        used_tokens += record.prompt_tokens
+    _settle(state, record, used_tokens, 0)
     if outcome.state == "failed":
         _learn_chance(record, False)
     state.finish(record, outcome)
@@ -21,10 +24,14 @@ def end_served(state: State, record: TaskRecord, event: AttemptEnded, outcome: O
     """End a task with its last attempt: charge what it cost, and learn from it."""
     home, now_ns = record.home, state.now_ns
     slot_ns = now_ns - record.started_ns
-    used_tokens = event.tokens_in + event.tokens_out
+    read_tokens, made_tokens = event.tokens_in, event.tokens_out
+    if not record.task.decodes:
+        # Only a finished attempt tells what it read; of another one the results tell.
+        read_tokens, made_tokens = read_tokens or record.work_of(made_tokens), 0
+    used_tokens = read_tokens + made_tokens
     finished = outcome.state == "finished"
     home.correct(record, used_tokens)
-    _settle(state, record, used_tokens, slot_ns, cost_micros(home, event.tokens_in, event.tokens_out))
+    _settle(state, record, used_tokens, slot_ns, cost_micros(home, read_tokens, made_tokens))
     if finished:
         _learn_service(record, event, slot_ns)
     if outcome.state != "canceled":
@@ -66,6 +73,10 @@ def _learn_chance(record: TaskRecord, on_time: bool) -> None:
 
 def _learn_service(record: TaskRecord, event: AttemptEnded, slot_ns: int) -> None:
     task = record.task
+    if not task.decodes:
+        prefill_ns = event.first_token_ns + event.decode_ns
+        record.home.predictor.prefilled(task.prompt_bytes, event.tokens_in, event.tokens_cached, prefill_ns, slot_ns)
+        return
     record.home.predictor.served(
         task.tenant,
         task.workload,

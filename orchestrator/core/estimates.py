@@ -14,7 +14,9 @@ def is_doomed(home: ReplicaSet, record: TaskRecord, now_ns: int) -> bool:
     if not home.policy.on_time_percent_min:
         return left_ns <= 0
     task = record.task
-    low = min(record.output_tokens, predictor.low_output(task.tenant, task.workload, task.max_tokens))
+    low = 0
+    if task.decodes:
+        low = min(record.output_tokens, predictor.low_output(task.tenant, task.workload, task.max_tokens))
     return predictor.service_ns(record.prompt_tokens, low) > left_ns
 
 

@@ -67,7 +67,9 @@ def _outlook(
     wait_ns = int(raw_wait_ns * ratio.factor())
     middle = home.middle_of(task.priority, wait_ns).factor
     sureness = chance(home, record, slack_ns, wait_ns, ratio.spread())
-    is_informed = bool(task.expected_tokens) or home.predictor.knows_lengths(task.tenant, task.workload)
+    is_informed = (
+        not task.decodes or bool(task.expected_tokens) or home.predictor.knows_lengths(task.tenant, task.workload)
+    )
     return Outlook(position, raw_wait_ns, wait_ns, middle, sureness, home.on_time.corrected(sureness), is_informed)
 
 
@@ -102,7 +104,7 @@ def chance(home: ReplicaSet, record: TaskRecord, slack_ns: int, wait_ns: int, sp
     predictor = home.predictor
     prefill_ns = predictor.prefill_ns(record.prompt_tokens)
     return predictor.on_time(
-        task.tenant, task.workload, task.max_tokens, task.expected_tokens, slack_ns, wait_ns, spread, prefill_ns
+        task.tenant, task.workload, task.output_max_tokens, task.expected_tokens, slack_ns, wait_ns, spread, prefill_ns
     )
 
 
@@ -114,6 +116,9 @@ def on_time_now(home: ReplicaSet, record: TaskRecord, now_ns: int) -> float:
     left_ns = record.deadline_ns - now_ns
     if left_ns <= 0:
         return 0.0
+    if not task.decodes:
+        left_ns -= max(0, predictor.prefill_ns(record.prompt_tokens) - (now_ns - record.started_ns))
+        return 1.0 if left_ns >= 0 else 0.0
     if not record.tokens_out:
         left_ns -= max(0, predictor.prefill_ns(record.prompt_tokens) - (now_ns - record.started_ns))
     more = max(0, left_ns // predictor.decode_ns)

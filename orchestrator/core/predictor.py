@@ -43,10 +43,12 @@ class Predictor:
     read several times for every task, so they are kept, and change only when something is learnt.
     """
 
-    def __init__(self) -> None:
-        self.decode_ns = TOKEN_NS_GUESS
-        self.cost_ns = float(TOKEN_NS_GUESS)
-        self._self_test_ns = TOKEN_NS_GUESS
+    def __init__(self, *, decodes: bool = True) -> None:
+        #: How many prompt tokens go into the time that the self-test measures: where nothing is decoded, it is theirs.
+        self._prefill_guess = PREFILL_PER_DECODE_GUESS if decodes else 1
+        self.decode_ns = TOKEN_NS_GUESS if decodes else TOKEN_NS_GUESS // PREFILL_PER_DECODE_GUESS
+        self.cost_ns = float(self.decode_ns)
+        self._self_test_ns = self.decode_ns
         self._load_ns = 0
         self._decode = Quotient()
         self._prefill = Line()
@@ -58,7 +60,7 @@ class Predictor:
     # ------------------------------------------------------------------ learning
 
     def self_tested(self, token_ns: int) -> None:
-        """A replica measured its decode time per token; it counts until a task has been served."""
+        """A replica measured its time per token; it counts until a task has been served."""
         if token_ns > 0:
             self._self_test_ns = token_ns
             self._reckon()
@@ -99,6 +101,15 @@ class Predictor:
         if hint is not None and hint > 0:
             self._hinted(tenant, min(hint, max_tokens), tokens_out)
 
+    def prefilled(self, prompt_bytes: int, tokens_in: int, tokens_cached: int, prefill_ns: int, slot_ns: int) -> None:
+        """A task that decodes nothing finished: all of its time went into its inputs."""
+        if prefill_ns > 0:
+            self._prefill.learn(tokens_in - tokens_cached if tokens_in > tokens_cached else 1, prefill_ns)
+        if prompt_bytes > 0 and tokens_in > 0:
+            self._bytes.learn(prompt_bytes, tokens_in)
+        self._slot.learn(slot_ns, tokens_in or 1)
+        self._reckon()
+
     def _reckon(self) -> None:
         self.decode_ns = max(1, int(self._decode.value(self._self_test_ns)))
         self.cost_ns = max(1.0, self._slot.value(self._self_test_ns))
@@ -129,12 +140,14 @@ class Predictor:
         """Time to the first output token, with `prompt_tokens` to be processed for it."""
         line = self._prefill
         if not line.samples:
-            return prompt_tokens * self._self_test_ns // PREFILL_PER_DECODE_GUESS + self._self_test_ns
+            return prompt_tokens * self._self_test_ns // self._prefill_guess + self._self_test_ns
         return int(line.start + line.slope * prompt_tokens)
 
     def service_ns(self, prompt_tokens: int, output_tokens: int) -> int:
         """How long a task holds a slot; the first output token comes with the prefill."""
-        service_ns = self.prefill_ns(prompt_tokens) + self.decode_ns * (output_tokens - 1)
+        service_ns = self.prefill_ns(prompt_tokens)
+        if output_tokens > 1:
+            service_ns += self.decode_ns * (output_tokens - 1)
         return service_ns if service_ns > 1 else 1
 
     # ------------------------------------------------------------------ sizes
@@ -185,13 +198,16 @@ class Predictor:
     ) -> float:
         """Chance that waiting, prefill and decoding take `slack_ns` at most; never falls as the slack grows.
 
-        The wait is taken as normal with a standard deviation of `wait_spread` of its mean.
+        The wait is taken as normal with a standard deviation of `wait_spread` of its mean. `max_tokens` 0: nothing
+        is decoded.
         """
         if slack_ns <= 0:
             return 0.0
         decode_ns = self._decode.value(self._self_test_ns)
         deviation = wait_spread * wait_ns + JITTER_NS
         left = float(slack_ns - wait_ns - prefill_ns)
+        if max_tokens < 1:
+            return normal_at_most(left / deviation)
         longest = decode_ns * (max_tokens - 1)
         if left - longest >= CERTAIN_DEVIATIONS * deviation:
             return 1.0

@@ -82,7 +82,7 @@ def _may_be_stopped(victim: TaskRecord, record: TaskRecord) -> bool:
     return (
         victim.state == "running"
         and victim.preemptions < home.policy.preemption.per_task_max
-        and (victim.task.determinism == "strict" or not (victim.tokens_out or victim.resume_tokens))
+        and (victim.determinism == "strict" or not (victim.tokens_out or victim.resume_tokens))
         and replica is not None
         and replica.state == "ready"
         and replica.index is home.canaries.index_for(record.task.session_id)

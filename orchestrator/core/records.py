@@ -99,7 +99,7 @@ class TaskRecord:
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
         self.cost_tokens = prompt_tokens + output_tokens
-        self.asked_tokens = prompt_tokens + task.max_tokens
+        self.asked_tokens = prompt_tokens + task.output_max_tokens
         self.kv_tokens = 0
         self.kv_bytes = 0
         self.state: TaskState = "measuring"
@@ -147,6 +147,20 @@ class TaskRecord:
         self.ended_ns = 0
         self.transcript_bytes = 0
         self.expired = False
+
+    @property
+    def determinism(self) -> str:
+        """What the task asks for, or what its set promises where it leaves that open."""
+        return self.task.determinism or self.home.policy.determinism
+
+    @property
+    def made_tokens(self) -> int:
+        """Tokens made so far, for people: an embedding or a rerank makes none."""
+        return max(self.tokens_out, self.resume_tokens) if self.task.decodes else 0
+
+    def work_of(self, chunks: int) -> int:
+        """Cost tokens behind so many tokens of the transcript, each of which is a whole input where none is decoded."""
+        return chunks if self.task.decodes else chunks * self.prompt_tokens // max(1, self.task.items)
 
 
 def round_ms(duration_ns: int) -> int:

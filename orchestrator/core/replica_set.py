@@ -61,7 +61,7 @@ class ReplicaSet:
         self.slots = 0
         #: Cost tokens that running attempts are expected to have left, all together.
         self.running_tokens = 0
-        self.predictor = Predictor()
+        self.predictor = Predictor(decodes="completion" in policy.workloads)
         self.bias = Bias(len(self.tiers))
         self.on_time = Calibration()
         self.dispatch_due = False
@@ -75,7 +75,9 @@ class ReplicaSet:
         flow = self.tier_of[task.priority].flow(task.tenant, quota.weight)
         predictor = self.predictor
         prompt_tokens = predictor.prompt_tokens(task.prompt_bytes)
-        output_tokens = predictor.expected_output(task.tenant, task.workload, task.max_tokens, task.expected_tokens)
+        output_tokens = 0
+        if task.decodes:
+            output_tokens = predictor.expected_output(task.tenant, task.workload, task.max_tokens, task.expected_tokens)
         record = TaskRecord(task, self, flow, quota, order, prompt_tokens, output_tokens)
         self._reckon_kv(record)
         return record
@@ -84,7 +86,7 @@ class ReplicaSet:
         """The prompt of a task was counted."""
         record.prompt_tokens = prompt_tokens
         record.cost_tokens = prompt_tokens + record.output_tokens
-        record.asked_tokens = prompt_tokens + record.task.max_tokens
+        record.asked_tokens = prompt_tokens + record.task.output_max_tokens
         self._reckon_kv(record)
 
     def _reckon_kv(self, record: TaskRecord) -> None:

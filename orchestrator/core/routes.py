@@ -78,6 +78,11 @@ class Routes:
         if not sets:
             served = ", ".join(self.names(task.engine)) or "nothing"
             return invalid(f"model {task.model_ref!r} is not served by {task.engine}; served: {served}", task.engine)
+        if not any(task.workload in home.policy.workloads for home in sets):
+            served = _listed({workload: None for home in sets for workload in home.policy.workloads})
+            return invalid(
+                f"workload {task.workload!r} is not served by {task.model_ref}; served: {served}", task.engine
+            )
         fitting: ReplicaSet | None = None
         refusal: ErrorInfo | None = None
         for home in sets:
@@ -115,6 +120,11 @@ def _misfit(home: ReplicaSet, task: TaskInfo) -> ErrorInfo | None:
     if task.workload not in policy.workloads:
         return invalid(
             f"workload {task.workload!r} is not served by {task.model_ref}; served: {_listed(policy.workloads)}",
+            policy.engine,
+        )
+    if task.determinism == "strict" and policy.determinism == "best_effort":
+        return invalid(
+            f"determinism 'strict' is not kept by the pools that serve {task.model_ref}; send 'best_effort'",
             policy.engine,
         )
     if task.sampler_profile_version != policy.sampler_profile_version:

@@ -37,6 +37,7 @@ def submitted(state: State, event: TaskSubmitted) -> None:
     state.quotas.sweep(state.now_ns)
     quota = state.quotas.tenant(task.tenant)
     error = admission.check_token_budget(task) or outages.outage(state, home)
+    error = error or admission.check_result_size(home, task)
     if quota is None:
         error = error or refusals.unknown_tenant(task.tenant)
     if error is not None or quota is None:
@@ -176,7 +177,8 @@ def measured(state: State, event: PromptMeasured) -> None:
     if error is not None:
         withdraw(state, record, error)
         return
-    record.home.counted(record, event.prompt_tokens)
+    if record.task.decodes:  # else only the longest input was counted, and the sum stays an estimate
+        record.home.counted(record, event.prompt_tokens)
     _admit_measured(state, record)
 
 

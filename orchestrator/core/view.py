@@ -27,6 +27,7 @@ class StartedView(Struct, frozen=True):
     kv_warmth: bool
     preempted: bool
     budgets: Budgets | None
+    determinism: str = "strict"
 
 
 class SessionView(Struct, frozen=True):
@@ -65,7 +66,7 @@ def status(state: State, now_ns: int, record: TaskRecord) -> TaskStatus:
         accelerator=replica.accelerator if replica else None,
         attempt=record.attempt,
         tokens_in=0,
-        tokens_out=max(record.tokens_out, record.resume_tokens),
+        tokens_out=record.made_tokens,
         decode_ms=0,
         queue_time_ms=round_ms(record.queue_time_ns) if record.queue_time_ns is not None else None,
         labels=task.labels,
@@ -79,8 +80,8 @@ def status(state: State, now_ns: int, record: TaskRecord) -> TaskStatus:
     return msgspec.structs.replace(
         so_far,
         tokens_in=outcome.tokens_in,
-        tokens_out=outcome.tokens_out,
-        decode_ms=outcome.decode_ms,
+        tokens_out=outcome.tokens_out if task.decodes else 0,
+        decode_ms=outcome.decode_ms if task.decodes else 0,
         first_token_ms=outcome.first_token_ms,
         finish_reason=outcome.finish_reason,
         error=outcome.error,
@@ -139,6 +140,7 @@ def started(state: State, now_ns: int, record: TaskRecord) -> StartedView | None
         kv_warmth=record.start is not None and record.start.warm,
         preempted=record.preemptions > 0,
         budgets=state.sessions.budgets(record.session),
+        determinism=record.determinism,
     )
 
 

@@ -7,7 +7,7 @@ import msgspec
 import structlog
 
 from contracts.errors import ErrorInfo, OrchError
-from contracts.gateway import EventSource, Gateway
+from contracts.gateway import Gateway
 from orchestrator.ingress.admission_log import log_admission, log_refusal
 from orchestrator.ingress.auth import Authenticator
 from orchestrator.ingress.budgets import budget_headers
@@ -27,6 +27,7 @@ from orchestrator.ingress.http import (
     Scope,
     Send,
 )
+from orchestrator.ingress.results import Events, first_wanted, gathered
 from orchestrator.ingress.settings import IngressSettings
 from orchestrator.ingress.sse import last_event_id
 from orchestrator.ingress.streaming import Departures, EventStream, release
@@ -135,11 +136,12 @@ class Ingress:
         one_call = request.wants_events()
         after = last_event_id(request.headers)
         submission = await self._read_submission(request, one_call)
-        task = submission.task
-        events: EventSource | None = None
+        task, events = submission.task, None
         try:
             if one_call:
-                admission, events = await self._gateway.open(task, submission.request, after)
+                after = first_wanted(after, task.workload)
+                admission, opened = await self._gateway.open(task, submission.request, after)
+                events = gathered(opened, task.workload)
             else:
                 admission = await self._gateway.submit(task, submission.request)
         except OrchError as error:
@@ -189,10 +191,11 @@ class Ingress:
         """ORCH-2002. Asks for the task first: an unknown one is a 404, not a stream with an error in it."""
         task_id = parse_task_id(name)
         after = last_event_id(request.headers)
-        await self._gateway.task_info(task_id, request.tenant)
-        await self._send_stream(request, task_id, self._gateway.stream(task_id, request.tenant, after), [])
+        kind = (await self._gateway.task_info(task_id, request.tenant)).workload
+        events = gathered(self._gateway.stream(task_id, request.tenant, first_wanted(after, kind)), kind)
+        await self._send_stream(request, task_id, events, [])
 
-    async def _send_stream(self, request: Request, task_id: str, events: EventSource, headers: Headers) -> None:
+    async def _send_stream(self, request: Request, task_id: str, events: Events, headers: Headers) -> None:
         stream = EventStream(request, self._settings.keepalive_ms)
         complete = False
         try:

@@ -16,6 +16,7 @@ from contracts.gateway import Gateway, Tokens
 from orchestrator.ingress.app import build_app
 from orchestrator.ingress.bodies import read_json
 from orchestrator.ingress.control import DRAIN, RELOAD, accept, list_pools, parse_pool_id, versioned_capabilities
+from orchestrator.ingress.results import EndWithResults, first_wanted, gathered
 from orchestrator.ingress.settings import IngressSettings
 from orchestrator.ingress.submission import parse_session_id, parse_submission, parse_task_id
 
@@ -36,10 +37,15 @@ class Frontend:
 
     async def stream(self, task_id: str, tenant: str, after: int) -> AsyncIterator[dict[str, Any]]:
         """Events as `{"event": name, "data": {...}}`, one for each token, ending with `end` or `error`."""
-        async for event in self._gateway.stream(parse_task_id(task_id), tenant, after):
+        task_id = parse_task_id(task_id)
+        workload = (await self._gateway.task_info(task_id, tenant)).workload
+        events = self._gateway.stream(task_id, tenant, first_wanted(after, workload))
+        async for event in gathered(events, workload):
             if isinstance(event, Tokens):
                 for token in event.each():
                     yield {"event": "token", "data": _plain(token)}
+            elif isinstance(event, EndWithResults):
+                yield {"event": "end", "data": msgspec.json.decode(event.encoded())}
             else:
                 yield {"event": _NAMES[type(event)], "data": _plain(event)}
 

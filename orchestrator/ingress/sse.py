@@ -11,8 +11,9 @@ import msgspec
 
 from contracts.api import End, Metrics, Started
 from contracts.errors import ErrorInfo
-from contracts.gateway import StreamEvent, Tokens
+from contracts.gateway import Tokens
 from orchestrator.ingress.errors import refuse
+from orchestrator.ingress.results import ClientEvent, EndWithResults
 
 CONTENT_TYPE: Final = b"text/event-stream; charset=utf-8"
 KEEP_ALIVE: Final = b": keep-alive\n\n"
@@ -23,7 +24,7 @@ _INDEX: Final = re.compile(rb"-1|[0-9]{1,18}")
 _encode = msgspec.json.Encoder().encode
 
 
-def format_event(event: StreamEvent) -> bytes:
+def format_event(event: ClientEvent) -> bytes:
     """One event, or all tokens of a `Tokens` in one block of bytes."""
     if type(event) is Tokens:
         return b"".join(
@@ -32,6 +33,8 @@ def format_event(event: StreamEvent) -> bytes:
                 for i, text in enumerate(event.texts, event.first)
             ]
         )
+    if type(event) is EndWithResults:
+        return b"event: end\ndata: %b\n\n" % event.encoded()
     return b"event: %b\ndata: %b\n\n" % (_NAMES[type(event)], _encode(event))
 
 

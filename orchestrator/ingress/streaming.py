@@ -11,9 +11,10 @@ import structlog
 
 from contracts.api import End
 from contracts.errors import ErrorInfo, OrchError
-from contracts.gateway import EventSource, Gateway, StreamEvent
+from contracts.gateway import Gateway
 from orchestrator.ingress.errors import internal, log_failure
 from orchestrator.ingress.http import ClientGone, Headers, Request
+from orchestrator.ingress.results import ClientEvent, EndWithResults, Events
 from orchestrator.ingress.sse import CONTENT_TYPE, KEEP_ALIVE, format_event
 
 _log = structlog.get_logger(__name__)
@@ -29,7 +30,7 @@ class EventStream:
         self._sent_at = self._clock()
         self._sending = asyncio.Lock()
 
-    async def serve(self, events: EventSource, headers: Headers) -> bool:
+    async def serve(self, events: Events, headers: Headers) -> bool:
         """Send the head and all events. True when the outcome was sent, False when the client left before it."""
         fixed: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         try:
@@ -50,21 +51,21 @@ class EventStream:
                 task.cancel()
             await asyncio.gather(pump, *helpers, return_exceptions=True)
 
-    async def _pump(self, events: EventSource) -> bool:
+    async def _pump(self, events: Events) -> bool:
         """Send events up to and with the one terminal event. False when the client left."""
         try:
             return await self._send(format_event(await self._all_but_last(events)), last=True)
         except ClientGone:
             return False
 
-    async def _all_but_last(self, events: EventSource) -> StreamEvent:
+    async def _all_but_last(self, events: Events) -> ClientEvent:
         """Send what comes before the outcome and return the outcome.
 
         A stream that just stops, or fails, ends in an `error` event: never a silent truncation.
         """
         try:
             async for event in events:
-                if isinstance(event, End | ErrorInfo):
+                if isinstance(event, End | EndWithResults | ErrorInfo):
                     return event
                 await self._send(format_event(event))
             _log.error("stream_without_outcome", correlation_id=self._request.correlation_id)
@@ -136,7 +137,7 @@ class Departures:
             log_failure("cancel_on_disconnect_failed", job_id=task_id, correlation_id=correlation_id)
 
 
-async def release(events: EventSource) -> None:
+async def release(events: Events) -> None:
     """Let the gateway release what a stream holds; a failure of that must not spoil what was sent."""
     try:
         await events.aclose()

@@ -93,6 +93,7 @@ def _submission(asked: TaskRequest, tenant: str, correlation_id: str, one_call: 
         sampling=asked.sampling,
         kv_hint=asked.kv_hint,
     )
+    sizes = _content_sizes(request)
     task = TaskInfo(
         task_id=task_id,
         session_id=str(asked.session_id),
@@ -105,27 +106,37 @@ def _submission(asked: TaskRequest, tenant: str, correlation_id: str, one_call: 
         max_tokens=asked.max_tokens,
         deadline_ms=asked.deadline_ms,
         seed=seed,
-        determinism=asked.determinism,
+        determinism=asked.determinism or "",
         sampler_profile_version=asked.sampler_profile_version,
-        prompt_bytes=_content_bytes(request),
+        prompt_bytes=sum(sizes),
         templated=asked.messages is not None,
-        body_digest=hashlib.sha256(_canonical(asked)).digest(),
+        body_digest=_digest(asked),
         correlation_id=correlation_id,
         expected_tokens=asked.expected_tokens,
         kv_hint=asked.kv_hint,
         cancel_on_disconnect=one_call if asked.cancel_on_disconnect is None else asked.cancel_on_disconnect,
         labels=asked.labels,
         client=client,
+        items=len(asked.inputs or ("",)),
+        longest_input_bytes=0 if asked.inputs is None else max(sizes),
     )
     return Submission(task, request)
 
 
-def _content_bytes(request: GenerateRequest) -> int:
+def _digest(asked: TaskRequest) -> bytes:
+    """Equal requests have equal digests. Left out, `determinism` is `strict` by contract."""
+    said = asked if asked.determinism else msgspec.structs.replace(asked, determinism="strict")
+    return hashlib.sha256(_canonical(said)).digest()
+
+
+def _content_sizes(request: GenerateRequest) -> list[int]:
+    """Bytes of each text that the engine will see. A rerank sees the query with each of the documents."""
     if request.messages is not None:
-        return sum(len(message.content.encode()) for message in request.messages)
+        return [len(message.content.encode()) for message in request.messages]
+    prompt_bytes = len((request.prompt or "").encode())
     if request.inputs is not None:
-        return sum(len(text.encode()) for text in request.inputs)
-    return len((request.prompt or "").encode())
+        return [prompt_bytes + len(text.encode()) for text in request.inputs]
+    return [prompt_bytes]
 
 
 def _check_content(asked: TaskRequest) -> None:
@@ -136,9 +147,12 @@ def _check_content(asked: TaskRequest) -> None:
         if asked.prompt is not None and asked.messages is not None:
             raise _invalid(asked, "`$.messages`: either `prompt` or `messages` is allowed, not both; leave one out.")
         return
-    for name, value in (("prompt", asked.prompt), ("messages", asked.messages)):
-        if value is not None:
-            raise _invalid(asked, f"`$.{name}`: not for workload `{asked.workload}`; send `inputs`.")
+    if asked.messages is not None:
+        raise _invalid(asked, f"`$.messages`: not for workload `{asked.workload}`; send `inputs`.")
+    if asked.workload == "embedding" and asked.prompt is not None:
+        raise _invalid(asked, "`$.prompt`: not for workload `embedding`; send `inputs`.")
+    if asked.workload == "rerank" and not asked.prompt:
+        raise _invalid(asked, "`$.prompt`: needed for workload `rerank`; send the query.")
     if asked.inputs is None:
         raise _invalid(asked, f"`$.inputs`: needed for workload `{asked.workload}`; send a list of texts.")
 

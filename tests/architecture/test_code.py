@@ -17,6 +17,10 @@ LONG_FUNCTIONS: dict[str, str] = {}
 TERMINAL = (
     "orchestrator/cli",
     "adapters/llamacpp/__main__.py",
+    "adapters/triton/__main__.py",
+    "adapters/vllm/__main__.py",
+    "adapters/testing/conformance/__main__.py",
+    "adapters/testing/determinism/__main__.py",
     "contracts/generate.py",
     "adapters/testing/fake_llama_server.py",
 )

@@ -164,6 +164,8 @@ def configuration(directory: Path) -> dict[str, Any]:
             fake_pool("small", model_file, binary, slow, **small),
             fake_pool("shed", model_file, binary, slow, **shed),
             fake_pool("fragile", model_file, binary, slow, slots=4),
+            fake_pool("embed", model_file, binary, "", workload="embedding", slots=2),
+            fake_pool("rank", model_file, binary, "", workload="rerank", determinism="best_effort"),
             fake_pool("stalling", model_file, binary, "--fake-stall-after 20", timeouts={"idle_ms": 1000}),
             {
                 "id": "down",

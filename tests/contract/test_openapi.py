@@ -231,7 +231,8 @@ def test_the_schema_refuses_what_the_ingress_refuses() -> None:
     messages = [{"role": "user", "content": "x"}]
     assert validator.is_valid(bare)
     assert validator.is_valid(bare | {"messages": messages})
-    assert validator.is_valid(bare | {"workload": "rerank", "inputs": ["x"]})
+    assert validator.is_valid(bare | {"workload": "embedding", "inputs": ["x"]})
+    assert validator.is_valid(bare | {"workload": "rerank", "prompt": "q", "inputs": ["x"]})
     for bad in (
         good | {"engine": "other"},
         good | {"more": 1},

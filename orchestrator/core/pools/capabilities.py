@@ -55,7 +55,7 @@ def _features(state: State, sets: list[ReplicaSet]) -> list[str]:
     modes = [home.policy.preemption.mode for home in sets]
     pools = _managed(state, sets)
     told = [
-        ("strict_determinism", True),
+        ("strict_determinism", any(_is_strict(home) for home in sets)),
         ("one_call_stream", True),
         ("last_event_id", True),
         ("interruptible_decode", any(pin.interruptible_decode for pin in pins)),
@@ -68,6 +68,11 @@ def _features(state: State, sets: list[ReplicaSet]) -> list[str]:
         ("scale_to_zero", any(pool.scaling.replicas_min == 0 for pool in pools)),
     ]
     return [name for name, is_so in told if is_so]
+
+
+def _is_strict(home: ReplicaSet) -> bool:
+    """Whether equal tasks give equal bytes: it is promised, and no replica said that it cannot."""
+    return home.policy.determinism == "strict" and (home.pin is None or home.pin.exact)
 
 
 def _managed(state: State, sets: list[ReplicaSet]) -> list[Pool]:

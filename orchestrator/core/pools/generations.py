@@ -46,7 +46,8 @@ def set_for(state: State, pool: Pool, model_ref: str) -> ReplicaSet:
         wanted = configured
     else:
         set_id = f"{configured.engine}/{model_ref}/{_quant(configured)}/{configured.ctx}/"
-        wanted = replace(configured, set_id=set_id + configured.sampler_profile_version, model_refs=(model_ref,))
+        set_id += configured.sampler_profile_version + _served_for(configured)
+        wanted = replace(configured, set_id=set_id, model_refs=(model_ref,))
     joining = policy if wanted is configured else replace(policy, canary_percent=None)
     for home in state.sets:
         if _is_alike(home.policy, wanted, model_ref):
@@ -69,8 +70,16 @@ def _is_alike(policy: SetPolicy, wanted: SetPolicy, model_ref: str) -> bool:
         and model_ref in policy.model_refs
         and policy.ctx == wanted.ctx
         and policy.sampler_profile_version == wanted.sampler_profile_version
+        and policy.workloads == wanted.workloads
+        and policy.determinism == wanted.determinism
         and _quant(policy) == _quant(wanted)
     )
+
+
+def _served_for(policy: SetPolicy) -> str:
+    """What keeps apart sets of one model that serve other workloads, or promise other things."""
+    workloads = "" if policy.workloads == ("completion",) else f"+{'+'.join(policy.workloads)}"
+    return workloads + ("" if policy.determinism == "strict" else f"+{policy.determinism}")
 
 
 def _quant(policy: SetPolicy) -> str:

@@ -35,6 +35,7 @@ class Script:
     `cuts` says after how many tokens each connection in turn is cut off; the one after them is whole.
     """
 
+    results: dict[str, Any] = field(default_factory=dict)
     texts: list[str] = field(default_factory=lambda: ["Grü", "ße", " aus", " Bonn", "."])
     cuts: list[int] = field(default_factory=list)
     refusal: tuple[int, dict[str, Any] | str] | None = None
@@ -93,6 +94,7 @@ def application(script: Script) -> web.Application:
             await response.write(event("error", script.error))
         else:
             end = {"tokens_out": len(script.texts), "decode_ms": 9, "finish_reason": "stop", "tokens_in": 3}
+            end |= script.results
             await response.write(event("metrics", {"queue_depth": 0}) + event("end", end))
         return response
 

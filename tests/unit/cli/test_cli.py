@@ -88,6 +88,31 @@ def test_submit_sends_messages_for_chat(threaded_server: str, script: Script) ->
     assert "prompt" not in script.bodies[1]
 
 
+def test_submit_prints_results_as_json_one_to_a_line(threaded_server: str, script: Script) -> None:
+    script.texts, script.results = [], {"embeddings": [[0.5, -0.125], [1.0, 0.25]]}
+    command = ["submit", "--url", threaded_server, "--workload", "embedding", "--input", "one", "--input", "two"]
+    result = llorch(*command)
+    assert (result.exit_code, result.stdout) == (0, "[0.5,-0.125]\n[1.0,0.25]\n")
+    assert "2 results of 3 tokens in" in result.stderr
+    assert (script.bodies[0]["workload"], script.bodies[0]["inputs"]) == ("embedding", ["one", "two"])
+    assert "prompt" not in script.bodies[0]
+    script.results = {"ranks": [{"index": 1, "score": 0.5}, {"index": 0, "score": -2.0}]}
+    result = llorch(
+        "submit", "which?", "--url", threaded_server, "--workload", "rerank", "--input", "a", "--input", "b"
+    )
+    assert (result.exit_code, result.stdout) == (0, '{"index":1,"score":0.5}\n{"index":0,"score":-2.0}\n')
+    assert (script.bodies[1]["prompt"], script.bodies[1]["inputs"]) == ("which?", ["a", "b"])
+
+
+def test_a_task_without_its_text_is_wrong_usage() -> None:
+    for more in ([], ["--workload", "rerank", "--input", "a"], ["--chat"]):
+        result = llorch("submit", "--url", "http://x", *more)
+        assert result.exit_code == 2
+        assert "PROMPT" in result.stderr
+    result = llorch("submit", "--url", "http://x", "--workload", "embedding")
+    assert (result.exit_code, "inputs" in result.stderr) == (2, True)
+
+
 def test_url_and_key_come_from_the_development_file(threaded_server: str, script: Script) -> None:
     Path(".llorch").mkdir()
     Path(".llorch/dev.json").write_text(json.dumps({"url": threaded_server, "api_key": "from-file"}))
@@ -179,7 +204,7 @@ def test_check_prints_every_problem_with_place_and_hint() -> None:
         "    did you mean `slots`?",
         "f.yaml:3:1: error: unknown field `sevrer`",
         "    did you mean `server`?",
-        "f.yaml:2:21: error: engine `vllm` is not available",
+        "f.yaml:2:34: error: pool `a` names no model_path",
         "3 problems",
     ):
         assert line in result.stderr

@@ -146,3 +146,14 @@ def test_an_event_without_end_is_refused(unit: bytes) -> None:
     parser = SseParser()
     with pytest.raises(ValueError, match="larger than"):
         _ = [list(parser.feed(unit)) for _ in range(EVENT_BYTES_MAX // 1024 + 2)]
+
+
+def test_one_long_event_in_many_chunks_is_read_in_linear_time_and_bounded() -> None:
+    parser = SseParser()
+    data = "[" + ",".join(["0.123456789012345"] * 200_000) + "]"
+    block = f"event: end\ndata: {data}\n\n".encode()
+    found = [event for n in range(0, len(block), 1000) for event in parser.feed(block[n : n + 1000])]
+    assert found == [("end", data)]
+    assert list(parser.feed(b"event: end\ndata: x\n\nda")) == [("end", "x")]
+    assert list(parser.feed(b"ta: y\n")) == []
+    assert list(parser.feed(b"\n")) == [("message", "y")]

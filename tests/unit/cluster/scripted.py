@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from contracts import messages as wire
+from contracts.api import Workload
 from contracts.engine import (
     Chunk,
     EngineAdapter,
@@ -146,7 +147,9 @@ class ScriptedFleet:
         name = name_of(order)
         if name not in self.hosts or self.hosts[name].done():
             cluster = self._cluster
-            spec = msgspec.structs.replace(SPEC, replica_id=order.replica_id, incarnation=order.incarnation)
+            spec = msgspec.structs.replace(
+                SPEC, replica_id=order.replica_id, incarnation=order.incarnation, workload=cluster.workload
+            )
             host = ReplicaHost(spec, cluster.make_adapter, SECRET, cluster.locate, NODE, HOST)
             self.hosts[name] = asyncio.create_task(host.run())
         return SimpleNamespace(run=SimpleNamespace(remote=lambda: self._end_of(name)))
@@ -181,6 +184,8 @@ class Cluster:
         preemption: PreemptionPolicy | None = None,
         sessions: SessionPolicy | None = None,
         self_test_token_s: float = 0.0,
+        adapter: type[ScriptedAdapter] = ScriptedAdapter,
+        workload: Workload = "completion",
     ) -> None:
         queues = tuple(QueuePolicy(priority, 8, "reject") for priority in ("interactive", "batch"))
         policy = SetPolicy(
@@ -194,11 +199,14 @@ class Cluster:
             queues=queues,
             wall_timeout_ms=60_000,
             idle_timeout_ms=30_000,
+            workloads=(workload,),
             preemption=preemption or PreemptionPolicy(),
         )
         results = ResultPolicy(60_000, 100, 1_000_000)
         self.config = SchedulerConfig((policy,), results, sessions=sessions or SessionPolicy())
         self.self_test_token_s = self_test_token_s
+        self.adapter = adapter
+        self.workload: Workload = workload
         self.adapters: list[ScriptedAdapter] = []
         self.make_silent = False
         self.scheduler = SchedulerService(self.config, SECRET)
@@ -212,7 +220,7 @@ class Cluster:
         return self.endpoint
 
     def make_adapter(self, spec: EngineSpec) -> EngineAdapter:
-        adapter = ScriptedAdapter(spec, self.adapters)
+        adapter = self.adapter(spec, self.adapters)
         adapter.silent = self.make_silent
         adapter.self_test_token_s = self.self_test_token_s
         return adapter

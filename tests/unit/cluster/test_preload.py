@@ -12,6 +12,7 @@ from contracts.errors import ErrorInfo
 from contracts.gpus import MemoryNeed
 from orchestrator.cluster import preload
 from orchestrator.cluster.preload import Preload, Prepared, replica_info
+from orchestrator.cluster.self_test import Shown
 from tests.unit.cluster import preload_scenes as scenes
 from tests.unit.cluster.gpus.gpu_scenes import run_scene
 from tests.unit.cluster.scripted import SPEC, ScriptedAdapter
@@ -170,10 +171,11 @@ async def test_a_model_that_cannot_be_read_is_told_as_such() -> None:
 def test_a_ready_replica_tells_what_its_engine_and_its_checks_found() -> None:
     spec = replace(SPEC, accelerator="gpu", devices=("2", "3"), gpu_uuids=("GPU-c", "GPU-d"), slots=5)
     told = EngineProperties("b42", "sha256:1", slots=4, ctx=1024, kv_tokens=4096, kv_token_bytes=7, keeps_kv=True)
-    info = replica_info(Prepared(spec, 3), told, 1234, "node-9")
+    info = replica_info(Prepared(spec, 3), told, Shown(1234, 99), "node-9")
     assert (info.replica_id, info.pool_id, info.engine, info.node_id) == ("pool-0", "pool", "llamacpp", "node-9")
     # What the engine says counts, not what it was asked for.
     assert (info.engine_version, info.model_digest, info.slots, info.ctx) == ("b42", "sha256:1", 4, 1024)
     assert (info.devices, info.gpu_uuids, info.distance) == (("2", "3"), ("GPU-c", "GPU-d"), 3)
     assert (info.token_ns, info.kv_tokens, info.kv_token_bytes, info.keeps_kv) == (1234, 4096, 7, True)
+    assert (info.exact, info.result_bytes) == (False, 99)
     assert (info.zone, info.accelerator, info.interruptible_decode) == ("hall-2", "gpu", False)

@@ -4,7 +4,7 @@ import pytest
 
 from contracts import messages as wire
 from contracts.engine import GenerateRequest
-from orchestrator.cluster import replica_service
+from orchestrator.cluster import ended
 from orchestrator.cluster.replica_service import ReplicaService
 from orchestrator.cluster.transcript import TokenFlow
 from tests.unit.cluster.scripted import SPEC, ScriptedAdapter, until
@@ -12,7 +12,7 @@ from tests.unit.cluster.test_replica_service import Wire
 
 
 async def test_a_subscription_to_an_attempt_that_has_gone_is_told_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica_service, "ENDED_KEPT_MAX", 1)
+    monkeypatch.setattr(ended, "ENDED_KEPT_MAX", 1)
     scheduler, ingress = Wire(), Wire()
     replica = ReplicaService(SPEC, ScriptedAdapter(SPEC), scheduler.send, TokenFlow())
     for number in (1, 2):

@@ -56,7 +56,7 @@ auth: {keys: [{name: k, tenant: t}]}
         "3:13: `engine` must be 'llamacpp', 'vllm', 'tgi' or 'triton', not `lamacpp`",
         "5:10: `ctx` should be greater than or equal to 1",
         "6:5: pool `b` runs on GPUs but lists no devices",
-        "7:13: engine `vllm` is not available in this release",
+        "8:12: pool `b` names no model_path, and `x` is not a bundled model",
         "9:19: tensor_split has 2 ratios for 0 devices",
         "9:19: tensor_split sums to 0.800",
         "10:5: `id` is given twice (first in line 6)",

@@ -1,0 +1,1 @@
+"""The dialects of the engines that this project speaks to."""

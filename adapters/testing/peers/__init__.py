@@ -1,0 +1,1 @@
+"""What peers that are scripted byte by byte are made of."""

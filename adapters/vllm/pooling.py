@@ -1,0 +1,133 @@
+"""Embeddings and scores of a vLLM pooling server: its answers, made one chunk an input (ORCH-3044).
+
+Numbers are passed on as the engine wrote them. Texts to embed go in groups, so that an answer is of bounded size;
+scores are small, and all documents of a query go at once.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw, Struct
+
+from adapters.answers import decoded
+from adapters.attempts import Attempt
+from adapters.errors import engine_error, worker_reset
+from adapters.exchange import ResponseStream
+from adapters.http_client import EngineClient
+from adapters.vllm.protocol import ENGINE, Usage
+from contracts.engine import Chunk, Finish, GenerateRequest
+
+GROUP_INPUTS: Final = 32
+_ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+
+
+class Embedding(Struct, frozen=True):
+    index: int
+    embedding: Raw
+
+
+class Embeddings(Struct, frozen=True):
+    data: list[Embedding]
+    usage: Usage
+
+
+class Score(Struct, frozen=True):
+    index: int
+    score: Raw
+
+
+class Scores(Struct, frozen=True):
+    data: list[Score]
+    usage: Usage
+
+
+_decode_embeddings = msgspec.json.Decoder(Embeddings).decode
+_decode_scores = msgspec.json.Decoder(Scores).decode
+#: Numbers are passed on unread; this is to know that they are numbers.
+_decode_vector = msgspec.json.Decoder(list[float]).decode
+_decode_number = msgspec.json.Decoder(float).decode
+
+
+async def pooled(
+    client: EngineClient, model: str, attempt: Attempt, request: GenerateRequest
+) -> AsyncIterator[Chunk | Finish]:
+    """One chunk an input, in their order, then the `Finish`. Ends without it only when the attempt is canceled.
+
+    Raises EngineError.
+    """
+    inputs = request.inputs or []
+    tokens_in = 0
+    size = GROUP_INPUTS if request.workload == "embedding" else max(len(inputs), 1)
+    for begin in range(0, len(inputs), size):
+        group = inputs[begin : begin + size]
+        path, body = _call(model, request, group)
+        response = await attempt.run(attempt.keep(client.open(path, body)))
+        if response is None or attempt.canceled:
+            return
+        answer = await _whole(attempt, response)
+        response.close()
+        if answer is None:
+            return
+        texts, tokens = _read(answer, request.workload, len(group))
+        tokens_in += tokens
+        for text in texts:
+            yield Chunk(text)
+            if attempt.canceled:
+                return
+    attempt.finished = True
+    yield Finish("stop", tokens_in=tokens_in)
+
+
+def _call(model: str, request: GenerateRequest, group: list[str]) -> tuple[str, dict[str, Any]]:
+    if request.workload == "embedding":
+        return "/v1/embeddings", {"model": model, "input": group, "encoding_format": "float"}
+    if not request.prompt:
+        raise engine_error("INVALID_PARAMS", "a rerank needs its query in `prompt`", engine=ENGINE, retriable=False)
+    return "/v1/score", {"model": model, "queries": request.prompt, "documents": group}
+
+
+async def _whole(attempt: Attempt, response: ResponseStream) -> bytes | None:
+    """The whole body; None when the attempt is canceled meanwhile."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        try:
+            data = await response.read()
+        except OSError as error:
+            if attempt.canceled:
+                return None
+            raise worker_reset("the engine's answer broke off", ENGINE) from error
+        if attempt.canceled:
+            return None
+        if not data:
+            return b"".join(parts)
+        size += len(data)
+        if size > _ANSWER_BYTES_MAX:
+            raise worker_reset("the engine's answer never ends", ENGINE)
+        parts.append(data)
+
+
+def _read(answer: bytes, workload: str, count: int) -> tuple[list[str], int]:
+    """The chunks' texts of `count` inputs, and the tokens that the engine read for them. Raises EngineError."""
+    decode = _embedded if workload == "embedding" else _scored
+    order, texts, tokens = decoded(decode, answer, f"{count} inputs", ENGINE)
+    if order != list(range(count)):
+        raise worker_reset("the engine did not answer each input once, in order", ENGINE)
+    return texts, tokens
+
+
+def _embedded(answer: bytes) -> tuple[list[int], list[str], int]:
+    told = _decode_embeddings(answer)
+    for entry in told.data:
+        _decode_vector(entry.embedding)
+    texts = [bytes(entry.embedding).decode() for entry in told.data]
+    return [entry.index for entry in told.data], texts, told.usage.prompt_tokens
+
+
+def _scored(answer: bytes) -> tuple[list[int], list[str], int]:
+    told = _decode_scores(answer)
+    for entry in told.data:
+        _decode_number(entry.score)
+    texts = [f'{{"index":{entry.index},"score":{bytes(entry.score).decode()}}}' for entry in told.data]
+    return [entry.index for entry in told.data], texts, told.usage.prompt_tokens

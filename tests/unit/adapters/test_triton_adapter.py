@@ -1,0 +1,154 @@
+"""The adapter attached to a peer that plays back what the real server sent, whole, broken off and garbled."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from adapters.triton import TritonAdapter
+from contracts.engine import Chunk, EngineError, EngineSpec, Finish, GenerateRequest
+
+DATA = Path(__file__).with_name("data") / "triton"
+MODEL = "/v2/models/llorch_text"
+Attach = Callable[..., Awaitable[TritonAdapter]]
+
+
+def recorded(name: str) -> bytes:
+    return (DATA / f"http_{name}.txt").read_bytes()
+
+
+def json_answer(name: str) -> bytes:
+    body = (DATA / name).read_bytes()
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+MISSING = b'HTTP/1.1 404 Not Found\r\nContent-Length: 19\r\n\r\n{"error":"nothing"}'
+
+
+class Peer:
+    """Answers what a Triton server answers; a completion with `stream`, and then the connection ends."""
+
+    def __init__(self, stream: bytes) -> None:
+        self.stream = stream
+        self.paths: list[str] = []
+        self.answers = {
+            "/v2/health/ready": EMPTY,
+            f"{MODEL}/ready": EMPTY,
+            f"{MODEL}/config": json_answer("config.json"),
+            "/v2": json_answer("metadata.json"),
+            "/v2/repository/index": json_answer("index.json"),
+            "/metrics": json_answer("metrics.txt"),
+        }
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        path = head.split()[1]
+        self.paths.append(path)
+        writer.write(self.stream if path == f"{MODEL}/generate_stream" else self.answers.get(path, MISSING))
+        await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+async def attach(tmp_path: Path) -> AsyncIterator[Attach]:
+    servers, adapters = [], []
+
+    async def start(stream: bytes, *, metrics: bool = True) -> TritonAdapter:
+        path = str(tmp_path / "peer.sock")
+        peer = Peer(stream)
+        if not metrics:
+            del peer.answers["/metrics"]
+        servers.append(await asyncio.start_unix_server(peer.serve, path))
+        adapter = TritonAdapter(
+            EngineSpec(
+                engine="triton",
+                pool_id="p",
+                replica_id="p-0",
+                model="llorch_text",
+                model_path="",
+                ctx=100,
+                slots=2,
+                accelerator="cpu-dev",
+                endpoint=f"unix:{path}",
+                args=("--llorch-transport=http", f"--llorch-metrics=unix:{path}"),
+            )
+        )
+        adapters.append(adapter)
+        await adapter.launch()
+        return adapter
+
+    yield start
+    for adapter in adapters:
+        await adapter.close()
+    for server in servers:
+        server.close()
+
+
+async def collect(adapter: TritonAdapter, max_tokens: int = 6) -> list[Chunk | Finish]:
+    task = GenerateRequest(task_id="t", max_tokens=max_tokens, seed=7, prompt="Wer hat")
+    return [item async for item in adapter.generate("k", task)]
+
+
+async def broken(adapter: TritonAdapter) -> str:
+    with pytest.raises(EngineError) as caught:
+        await collect(adapter)
+    return caught.value.info.code
+
+
+@pytest.mark.req("OC-ADAPT-5060", "OC-ADAPT-5070")
+async def test_a_recorded_stream_is_played_back(attach: Attach) -> None:
+    adapter = await attach(recorded("plain"))
+    *chunks, finish = await collect(adapter)
+    assert len(chunks) == 6
+    assert finish == Finish("length", tokens_in=2)
+    properties = await adapter.properties()
+    assert (properties.engine_version, properties.slots, properties.ctx) == ("triton 2.51.0", 2, 4096)
+    assert properties.model_digest.startswith("sha256:")
+    assert (await adapter.metrics()).requests_waiting == 0
+
+
+@pytest.mark.req("ORCH-3025")
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("fails_first", "INTERNAL"),
+        ("fails_later", "INTERNAL"),
+        ("too_long", "INVALID_PARAMS"),
+        ("nothing", "WORKER_RESET"),
+    ],
+)
+async def test_recorded_failures_are_typed(attach: Attach, name: str, code: str) -> None:
+    assert await broken(await attach(recorded(name))) == code
+
+
+@pytest.mark.req("ORCH-3026")
+@pytest.mark.parametrize("missing_bytes", [1, 5, 6, 150, 900])
+async def test_a_stream_that_just_stops_is_no_end(attach: Attach, missing_bytes: int) -> None:
+    assert await broken(await attach(recorded("plain")[:-missing_bytes])) == "WORKER_RESET"
+
+
+@pytest.mark.parametrize("garbled", [b'"text_output":7', b'"text_output":"\xff"', b'"text_output":"\\ud800"', b"{{{{"])
+async def test_a_frame_that_cannot_be_read_breaks_off(attach: Attach, garbled: bytes) -> None:
+    event = b"data: {%b}\n\n" % garbled
+    chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert await broken(await attach(head + chunk)) == "WORKER_RESET"
+
+
+@pytest.mark.req("ORCH-3017")
+async def test_a_dead_model_process_is_remembered(attach: Attach) -> None:
+    event = b'data: {"error":"Stub process \'llorch_text_0_0\' is not healthy."}\n\n'
+    head = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(event)
+    adapter = await attach(head + event)
+    assert await adapter.healthy()
+    assert await broken(adapter) == "WORKER_RESET"
+    assert not await adapter.healthy(), "the server still answers its health page"
+
+
+async def test_a_server_that_keeps_its_metrics_to_itself_is_attached_to(attach: Attach) -> None:
+    adapter = await attach(recorded("plain"), metrics=False)
+    assert (await adapter.metrics()).requests_waiting is None
+    assert not (await adapter.properties()).interruptible_decode
+    assert await collect(adapter)

@@ -1,0 +1,46 @@
+"""Watching the processes of models, and tidying up the memory that servers leave."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from adapters.triton.stubs import ModelProcesses, free_abandoned_memory, free_memory
+
+
+async def test_the_end_of_a_model_process_is_told_once(tmp_path: Path) -> None:
+    stub = tmp_path / "triton_python_backend_stub"
+    stub.symlink_to("/bin/sleep")
+    script = f"import subprocess; subprocess.run(['true']); subprocess.run([{str(stub)!r}, '600'])"
+    server = await asyncio.create_subprocess_exec(sys.executable, "-c", script)
+    ended = asyncio.Event()
+    try:
+        async with asyncio.timeout(20):
+            while (processes := ModelProcesses(server.pid, ended.set)).count == 0:
+                await asyncio.sleep(0.02)
+        unwatched = ModelProcesses(server.pid, lambda: ended.set())
+        unwatched.release()
+        unwatched.release()
+        (pid,) = map(int, Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split())
+        assert not ended.is_set()
+        os.kill(pid, 9)
+        await asyncio.wait_for(ended.wait(), 5)
+        assert processes.count == 0
+    finally:
+        if server.returncode is None:
+            server.kill()
+        await server.wait()
+
+
+def test_memory_of_servers_that_are_gone_is_freed_and_no_other(tmp_path: Path) -> None:
+    temporary, memory = tmp_path / "tmp", tmp_path / "shm"
+    own, other = temporary / "engine-abcdefgh", temporary / "engine-ijklmnop"
+    own.mkdir(parents=True)
+    other.mkdir()
+    memory.mkdir()
+    for name in ("engine-abcdefgh-1", "engine-ijklmnop-1", "engine-qrstuvwx-1", "psm_1"):
+        (memory / name).touch()
+    free_abandoned_memory(own, memory)
+    assert {region.name for region in memory.iterdir()} == {"engine-abcdefgh-1", "engine-ijklmnop-1", "psm_1"}
+    free_memory(own.name, memory)
+    assert {region.name for region in memory.iterdir()} == {"engine-ijklmnop-1", "psm_1"}
