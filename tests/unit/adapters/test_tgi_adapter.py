@@ -79,7 +79,7 @@ async def attach(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Attach]:
         yield start
 
 
-@pytest.mark.req("ORCH-3032", "OC-ADAPT-5011")
+@pytest.mark.req("ORCH-3032", "OC-ADAPT-5050")
 async def test_properties_are_what_the_server_tells(attach: Attach) -> None:
     adapter = await attach(model_id="a/b", revision="r1")
     properties = await adapter.properties()

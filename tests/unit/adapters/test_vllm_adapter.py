@@ -120,7 +120,7 @@ async def collect(adapter: VllmAdapter, key: str, what: GenerateRequest) -> list
     return [item async for item in adapter.generate(key, what)]
 
 
-@pytest.mark.req("OC-ADAPT-5001", "OC-ADAPT-5011", "ORCH-3032")
+@pytest.mark.req("OC-ADAPT-5030", "ORCH-3055", "ORCH-3032")
 async def test_it_is_what_the_server_says(attach: Attach, server: Server) -> None:
     adapter = await attach()
     properties = await adapter.properties()
