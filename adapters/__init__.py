@@ -2,17 +2,17 @@
 
 from typing import Final
 
+from adapters import triton
 from adapters.errors import engine_error
 from adapters.llamacpp import LlamaCppAdapter
 from adapters.tgi import TgiAdapter
-from adapters.triton import TritonAdapter
 from adapters.vllm import VllmAdapter
 from contracts.engine import AdapterFactory, EngineAdapter, EngineSpec
 
 ENGINES: Final[dict[str, AdapterFactory]] = {
     "llamacpp": LlamaCppAdapter,
     "tgi": TgiAdapter,
-    "triton": TritonAdapter,
+    "triton": triton.create,
     "vllm": VllmAdapter,
 }
 

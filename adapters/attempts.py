@@ -54,7 +54,9 @@ class Attempt:
         try:
             return await task
         except asyncio.CancelledError:
-            if self.canceled and task.cancelled():
+            # Canceled through `stop`; unless whoever waits is canceled as well.
+            waiting = asyncio.current_task()
+            if self.canceled and task.cancelled() and not (waiting is not None and waiting.cancelling()):
                 return None
             raise
         finally:
@@ -111,8 +113,8 @@ class Attempts:
 
     @property
     def live(self) -> int:
-        """How many attempts have not ended, as far as this side is concerned."""
-        return sum(not attempt.ended for attempt in self._open.values())
+        """How many attempts the engine was asked for that have not ended, as far as this side is concerned."""
+        return sum(attempt.asked and not attempt.ended for attempt in self._open.values())
 
     def begin(self, key: str) -> Attempt:
         """Raises EngineError (REPLICA_EXHAUSTED) beyond the limit, (INTERNAL) for a key in use."""

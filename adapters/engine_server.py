@@ -6,8 +6,8 @@ for a while.
 """
 
 import asyncio
+import contextlib
 import os
-import shutil
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -22,12 +22,14 @@ from adapters.child import ChildProcess
 from adapters.errors import engine_error
 from adapters.exchange import Address
 from adapters.faults import classify
+from adapters.folder import remove_folder
 from adapters.http_client import EngineClient
 from contracts.engine import EngineError, EngineExit, EngineSpec
 from contracts.gpus import MemoryNeed
 from contracts.pools import FaultKind
 
 _HEALTH_INTERVAL_S: Final = 0.05
+_LAST_WORDS_S: Final = 3.0
 _ATTACHED_LOOK_S: Final = 1.0
 _ATTACHED_MISSES_MAX: Final = 3
 #: The exit status of an attached engine that is gone: nobody knows a better one.
@@ -119,7 +121,22 @@ class EngineServer(ABC):
                 message = f"the engine ended while starting: {self._status_text(self._child)}"
                 raise self._unready(message, self._why_ended(self._child), self._child.stderr_tail)
             await asyncio.sleep(_HEALTH_INTERVAL_S)
-        await self._look_around(client)
+        try:
+            await self._look_around(client)
+        except EngineError as error:
+            raise await self._not_ready_after_all(error) from None
+
+    async def _not_ready_after_all(self, error: EngineError) -> EngineError:
+        """What a server that looked ready and then failed is to be called: by its last words, where it died."""
+        child = self._child
+        if child is not None and error.info.code == "WORKER_RESET":
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(child.wait(), _LAST_WORDS_S)
+        if child is None or child.status is None:
+            unready = error.info.code in ("POOL_UNREADY", "POOL_UNAVAILABLE", "INVALID_PARAMS")
+            return error if unready else self._unready(f"the engine failed when asked: {error.info.message}")
+        message = f"the engine ended while starting: {self._status_text(child)}"
+        return self._unready(message, self._why_ended(child), child.stderr_tail)
 
     def _attachment(self) -> Launch:
         """How to reach the engine that runs already. Raises EngineError (INVALID_PARAMS) for no endpoint."""
@@ -170,16 +187,19 @@ class EngineServer(ABC):
 
     async def close(self) -> None:
         """See `EngineAdapter`."""
-        child, client, attempts, folder = self._child, self._client, self._attempts, self._folder
-        self._child = self._client = self._attempts = self._folder = None
-        if child is not None:
-            await child.stop()
-        if attempts is not None:
-            await attempts.close()
-        if client is not None:
-            await client.close()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        # Each part is forgotten once it is over, so that a close that was canceled can be repeated.
+        if self._child is not None:
+            await self._child.stop()
+            self._child = None
+        if self._attempts is not None:
+            await self._attempts.close()
+            self._attempts = None
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+        if self._folder is not None:
+            remove_folder(self._folder)
+            self._folder = None
 
     async def cancel(self, attempt_key: str) -> None:
         """See `EngineAdapter`. Raises EngineError (WORKER_RESET) when the engine holds on to the attempt."""

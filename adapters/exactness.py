@@ -21,5 +21,13 @@ def in_flight(spec: EngineSpec, *, known: bool) -> int:
 
 
 def is_exact(spec: EngineSpec, *, known: bool) -> bool:
-    """Whether equal tasks give equal tokens, as the engine is run."""
-    return is_invariant(spec, known=known) or in_flight(spec, known=known) == 1
+    """Whether equal tasks give equal tokens, as the engine is run: one slot alone is no promise."""
+    return is_invariant(spec, known=known) or spec.determinism == "strict"
+
+
+def is_exact_as_launched(spec: EngineSpec, *, known: bool) -> bool:
+    """The same of an engine that is exact only as this side starts it for a strict pool.
+
+    One that is attached to was started, and is maybe used, by others: only what was declared of it counts.
+    """
+    return is_exact(spec, known=known) and (not spec.endpoint or is_invariant(spec, known=known))

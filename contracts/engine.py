@@ -20,7 +20,7 @@ class GenerateRequest(Struct, frozen=True, omit_defaults=True):
     """What an engine needs of a task. Encoded as msgpack it is the payload beside `TaskInfo`.
 
     A completion has `prompt` or `messages`; an embedding has `inputs`; a rerank has its query in `prompt` and
-    its documents in `inputs`.
+    its documents in `inputs`. `session_id` is unique across tenants; tasks of one session go on where it ended.
     """
 
     task_id: str
@@ -33,6 +33,7 @@ class GenerateRequest(Struct, frozen=True, omit_defaults=True):
     inputs: list[str] | None = None
     sampling: Sampling | None = None
     kv_hint: str | None = None
+    session_id: str = ""
 
 
 class Chunk(Struct, frozen=True, gc=False):

@@ -317,6 +317,12 @@ class Forget(Command, frozen=True, gc=False):
     task_id: str
 
 
+class DropTranscript(Command, frozen=True, gc=False):
+    """Drop the transcript of an ended task, which stays known: transcripts take too much room."""
+
+    task_id: str
+
+
 class RefuseReplica(Command, frozen=True, gc=False):
     """A replica does not match its set's pinned versions; it must not serve (ORCH-3046)."""
 
@@ -341,6 +347,7 @@ AnyCommand = (
     | AnswerCancel
     | AnswerClose
     | Forget
+    | DropTranscript
     | RefuseReplica
     | SetTimer
     | PoolCommand

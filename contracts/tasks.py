@@ -8,7 +8,7 @@ from contracts.errors import ErrorInfo
 
 #: What the results of one embedding or rerank may take as text, all inputs together: they are held in memory whole,
 #: by the replica, the scheduler and the ingress, and travel in one message.
-RESULT_BYTES_MAX: Final = 48 * 1024 * 1024
+RESULT_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
 class TaskInfo(Struct, frozen=True, gc=False):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Final
+from urllib.parse import urlsplit
 
 from contracts.api import Engine
 from contracts.config import PoolConfig
@@ -40,24 +41,50 @@ def engine_problems(document: Document, pools: list[PlacedPool]) -> Iterator[Pro
             yield document.problem(
                 (*place, name), f"`{name}` is for launching an engine, and `endpoint` names one that runs", "remove one"
             )
-        other = first.setdefault(options.endpoint, pool)
+        address = _address(options.endpoint)
+        if address is None:
+            yield document.problem(
+                (*place, "endpoint"),
+                "`endpoint` is not `http://host:port`",
+                "give a port up to 65535, and a key by `api_key_env` instead of in the address",
+            )
+            continue
+        other = first.setdefault(address, pool)
         if other is not pool:
             yield document.problem(
                 (*place, "endpoint"),
-                f"pools `{other.id}` and `{pool.id}` use one engine, {options.endpoint}",
+                f"pools `{other.id}` and `{pool.id}` use one engine, {address}",
                 "each pool counts its engine's slots as its own: remove one pool",
             )
+
+
+def _address(endpoint: str) -> str | None:
+    """One spelling for one place; None for one that cannot be."""
+    if endpoint.startswith("unix:"):
+        return endpoint
+    try:
+        parts = urlsplit(endpoint)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if not host or not port or "@" in parts.netloc:
+        return None
+    return f"http://{'127.0.0.1' if host == 'localhost' else host}:{port}"
 
 
 def engine_warnings(document: Document, pools: list[PlacedPool]) -> Iterator[Problem]:
     """Slots that a strict pool will not use (ORCH-3045)."""
     for loc, pool in pools:
-        if pool.determinism == "strict" and pool.slots > 1 and pool.batch_invariant is None and _is_serial(pool):
+        # A llama.cpp that ranks mixes up what it computes together, so nothing is gained by a weaker promise.
+        ranks = pool.engine == "llamacpp" and pool.workload == "rerank"
+        promised = pool.determinism == "strict" or ranks
+        if promised and pool.slots > 1 and pool.batch_invariant is None and _is_serial(pool):
             yield document.problem(
                 (*loc, "slots"),
-                f"pool `{pool.id}` is strict and runs one task at a time: batches of {_what(pool)} may change tokens",
-                "say `determinism: best_effort`, or prove your hardware (docs/determinism.md) and say"
-                " `batch_invariant: true`",
+                f"pool `{pool.id}` runs one task at a time: batches of {_what(pool)} may change results",
+                "set `slots: 1`"
+                + ("" if ranks else ", say `determinism: best_effort`")
+                + ", or prove your hardware (docs/determinism.md) and say `batch_invariant: true`",
             )
 
 
@@ -65,11 +92,15 @@ def _is_serial(pool: PoolConfig) -> bool:
     if pool.engine == "vllm" and pool.accelerator == "gpu":
         return pool.engine_options.env.get(_BATCH_INVARIANT, "0") in ("", "0")
     if pool.engine == "llamacpp":
-        return pool.accelerator == "gpu" or bool(pool.engine_options.args)
+        options = pool.engine_options
+        own = pool.accelerator == "cpu-dev" and not options.args and not options.env and options.endpoint is None
+        return pool.workload != "completion" or not own
     return pool.engine in _SERIAL
 
 
 def _what(pool: PoolConfig) -> str:
     if pool.engine != "llamacpp":
         return pool.engine
-    return "llama.cpp on GPUs" if pool.accelerator == "gpu" else "llama.cpp with arguments of yours"
+    if pool.workload != "completion":
+        return "llama.cpp that embeds or ranks"
+    return "llama.cpp on GPUs" if pool.accelerator == "gpu" else "llama.cpp with settings of yours"

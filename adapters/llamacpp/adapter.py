@@ -10,13 +10,13 @@ from msgspec.structs import replace
 
 from adapters.engine_server import ATTACHED_NEED, EngineServer, Launch
 from adapters.errors import engine_error, model_error
-from adapters.exactness import in_flight, is_exact
 from adapters.exchange import Address
 from adapters.folder import SOCKET_NAME, private_folder
 from adapters.http_client import EngineClient
 from adapters.llamacpp import calls
 from adapters.llamacpp.attempts import ComputeAttempts, SlotAttempts
 from adapters.llamacpp.command import server_arguments, server_environment
+from adapters.llamacpp.exact import is_batch_invariant, keeps_bytes, may_reuse, slots_of
 from adapters.llamacpp.files import model_digest
 from adapters.llamacpp.kv import kv_token_bytes
 from adapters.llamacpp.memory import cache_types, memory_need
@@ -43,9 +43,11 @@ class LlamaCppAdapter(EngineServer):
     ENGINE = ENGINE
 
     def __init__(self, spec: EngineSpec) -> None:
-        super().__init__(replace(spec, slots=_slots(spec)))
+        super().__init__(replace(spec, slots=slots_of(spec)))
         self._empty_prompt: list[int] | None = None
         self._pair_extra = 0
+        self._contexts: Path | None = None
+        self._token_bytes = 0
 
     # ------------------------------------------------------------------ process
 
@@ -61,15 +63,26 @@ class LlamaCppAdapter(EngineServer):
         pooling = await asyncio.to_thread(default_pooling, Path(spec.model_path))
         # Only this user can enter the folder, so only this user can reach the engine.
         folder = private_folder()
+        self._contexts = await self._make_contexts_folder(folder) if is_batch_invariant(spec) else None
         api_key = secrets.token_urlsafe(32)
         return Launch(
             address=Address(socket_path=str(folder / SOCKET_NAME)),
-            argv=(spec.binary, *server_arguments(spec, folder / SOCKET_NAME, pooling)),
+            argv=(spec.binary, *server_arguments(spec, folder / SOCKET_NAME, pooling, self._contexts)),
             env=server_environment(spec, api_key),
             headers={"Authorization": f"Bearer {api_key}"},
             secrets=(api_key,),
             folder=folder,
         )
+
+    async def _make_contexts_folder(self, folder: Path) -> Path:
+        """Where sessions' contexts go when they leave their slots: for this user alone, removed with the engine."""
+        self._token_bytes = await asyncio.to_thread(self._kv_token_bytes)
+        contexts = folder / "slots"
+        contexts.mkdir(mode=0o700)
+        return contexts
+
+    def _kv_token_bytes(self) -> int:
+        return kv_token_bytes(Path(self._spec.model_path), *cache_types(self._spec.args))
 
     async def _is_ready(self, client: EngineClient) -> bool:
         return await client.health("/health")
@@ -79,14 +92,28 @@ class LlamaCppAdapter(EngineServer):
 
     def _new_attempts(self, client: EngineClient) -> SlotAttempts | ComputeAttempts:
         self._empty_prompt = None
-        kind = SlotAttempts if self._spec.workload == "completion" else ComputeAttempts
-        return kind(client, self._alive, self._spec.slots)
+        if self._spec.workload != "completion":
+            return ComputeAttempts(client, self._alive, self._spec.slots)
+        return SlotAttempts(client, self._alive, self._spec.slots, self._contexts, self._token_bytes)
 
     async def _look_around(self, client: EngineClient) -> None:
-        """Learn how many tokens the engine puts around a query and a document: that is the model's matter."""
+        """Learn what an attached server is, and how many tokens the engine puts around a query and a document."""
+        if self._spec.endpoint:
+            await self._check_attached(client)
         if self._spec.workload == "rerank":
             told = [len(await calls.tokenize(client, text, add_special=False)) for text in PAIR]
             self._pair_extra = await pair_tokens(client) - sum(told)
+
+    async def _check_attached(self, client: EngineClient) -> None:
+        """It runs the model of the pool, and no more is sent to it than it has slots: it takes any slot's number."""
+        self._spec = await with_model(self._spec)
+        props = await calls.props(client)
+        theirs, ours = Path(props.model_path).name, Path(self._spec.model_path).name
+        if theirs and theirs != ours:
+            reason = f"{self._spec.endpoint} serves {theirs!r}, and the pool's `model_path` is {ours!r}"
+            raise model_error(self._spec, reason, "correct one of them")
+        self._spec = replace(self._spec, slots=min(self._spec.slots, props.total_slots))
+        self._attempts = self._new_attempts(client)
 
     # --------------------------------------------------------------- properties
 
@@ -105,9 +132,9 @@ class LlamaCppAdapter(EngineServer):
             slots=min(props.total_slots, self._spec.slots),
             ctx=props.default_generation_settings.n_ctx,
             interruptible_decode=self._spec.workload == "completion",
-            kv_token_bytes=await asyncio.to_thread(kv_token_bytes, model, *cache_types(self._spec.args)),
-            keeps_kv=_is_batch_invariant(self._spec),
-            exact=is_exact(self._spec, known=_is_batch_invariant(self._spec)),
+            kv_token_bytes=await asyncio.to_thread(self._kv_token_bytes),
+            keeps_kv=is_batch_invariant(self._spec),
+            exact=keeps_bytes(self._spec),
         )
 
     async def _digest(self, model: Path) -> str:
@@ -160,11 +187,15 @@ class LlamaCppAdapter(EngineServer):
             if prompt is None:
                 return
             assert isinstance(attempts, SlotAttempts)
-            body = completion_body(request, prompt, attempts.take_slot(attempt, prompt))
+            turn = attempts.take_slot(attempt, request, prompt)
+            known = await attempts.prepare_slot(attempt, turn)
+            if known is None:
+                return
+            body = completion_body(request, prompt, turn.slot, slot_known=known and may_reuse(self._spec))
             response = await attempt.run(attempt.keep(client.open("/completion", body)))
             if response is None or attempt.canceled:
                 return
-            async for item in read_completion(attempt, response):
+            async for item in read_completion(attempt, response, turn):
                 if type(item) is Finish:
                     attempts.end(attempt)
                 yield item
@@ -200,18 +231,3 @@ class LlamaCppAdapter(EngineServer):
                 "INVALID_PARAMS", "this model has no token to start from; give a prompt", engine=ENGINE, retriable=False
             )
         return tokens
-
-
-def _is_batch_invariant(spec: EngineSpec) -> bool:
-    """Our flags make batches exact on the CPU; GPU kernels are chosen by how many rows a batch has.
-
-    Whole inputs of embeddings and ranks share batches of many rows, which is exact nowhere.
-    """
-    return spec.accelerator == "cpu-dev" and not spec.args and spec.workload == "completion"
-
-
-def _slots(spec: EngineSpec) -> int:
-    """How many tasks run at once. Ranks of inputs that share a batch are plainly wrong, not only rounded otherwise."""
-    if spec.workload == "rerank" and not spec.batch_invariant:
-        return 1
-    return in_flight(spec, known=_is_batch_invariant(spec))

@@ -14,6 +14,21 @@ async def slots(client: EngineClient) -> list[protocol.Slot]:
     return decoded(protocol.decode_slots, await client.call("GET", "/slots"), "/slots", ENGINE)
 
 
+async def save_slot(client: EngineClient, slot: int, filename: str) -> protocol.SavedSlot:
+    """Write what the slot holds to a file in the engine's folder.
+
+    The engine takes the number of a slot that it has not for another one's, so it must be one of ours.
+    """
+    answer = await client.call("POST", f"/slots/{slot}?action=save", {"filename": filename})
+    return decoded(protocol.decode_saved, answer, "/slots", ENGINE)
+
+
+async def restore_slot(client: EngineClient, slot: int, filename: str) -> int:
+    """Make the slot hold what is in the file; how many tokens that is."""
+    answer = await client.call("POST", f"/slots/{slot}?action=restore", {"filename": filename})
+    return decoded(protocol.decode_restored, answer, "/slots", ENGINE).n_restored
+
+
 async def metrics(client: EngineClient) -> dict[str, float]:
     return protocol.parse_metrics(await client.call("GET", "/metrics"))
 

@@ -31,11 +31,12 @@ def batch_rows(spec: EngineSpec) -> int:
     return BATCH_ROWS if spec.workload == "completion" else max(BATCH_ROWS, spec.ctx)
 
 
-def server_arguments(spec: EngineSpec, socket_path: Path, pooling: str = "") -> list[str]:
+def server_arguments(spec: EngineSpec, socket_path: Path, pooling: str = "", contexts: Path | None = None) -> list[str]:
     """The command line. The engine listens on a Unix socket only (OC-ADAPT-5002).
 
     A port would be open to every user of the host, and llama-server binds with SO_REUSEPORT: two
-    replicas that raced for one port would silently share it. `pooling` is for models that name none.
+    replicas that raced for one port would silently share it. `pooling` is for models that name none; in the
+    folder `contexts` the engine saves what its slots hold, where there is one.
     """
     rows = str(batch_rows(spec))
     return [
@@ -44,7 +45,8 @@ def server_arguments(spec: EngineSpec, socket_path: Path, pooling: str = "") -> 
         *EXACT_FLAGS,
         *("-b", rows, "-ub", rows),
         *_workload(spec, pooling),
-        # No state beyond the slots themselves: host memory stays bounded by -c.
+        *(("--slot-save-path", str(contexts)) if contexts else ()),
+        # No state in memory beyond the slots themselves: it stays bounded by -c.
         *("--cache-ram", "0", "--fit", "off"),
         *("--metrics", "--slots", "--no-webui", "--offline"),
         *_placement(spec),

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct, field
 
+from adapters.answers import UNREADABLE
 from adapters.errors import engine_error, worker_reset
 from adapters.profiles import parameters
 from contracts.engine import EngineError, EngineMetrics, Finish, GenerateRequest
@@ -67,6 +68,7 @@ class Props(Struct, frozen=True):
     total_slots: int
     build_info: str
     default_generation_settings: GenerationSettings
+    model_path: str = ""
     bos_token: str = ""
     eos_token: str = ""
 
@@ -80,6 +82,19 @@ class Slot(Struct, frozen=True):
     n_prompt_tokens: int = 0
 
 
+class SavedSlot(Struct, frozen=True):
+    """The answer to a slot's `save`."""
+
+    n_saved: int
+    n_written: int
+
+
+class RestoredSlot(Struct, frozen=True):
+    """The answer to a slot's `restore`."""
+
+    n_restored: int
+
+
 class Tokens(Struct, frozen=True):
     tokens: list[int]
 
@@ -91,13 +106,17 @@ class Templated(Struct, frozen=True):
 decode_frame = msgspec.json.Decoder(Frame).decode
 decode_props = msgspec.json.Decoder(Props).decode
 decode_slots = msgspec.json.Decoder(list[Slot]).decode
+decode_saved = msgspec.json.Decoder(SavedSlot).decode
+decode_restored = msgspec.json.Decoder(RestoredSlot).decode
 decode_tokens = msgspec.json.Decoder(Tokens).decode
 decode_templated = msgspec.json.Decoder(Templated).decode
 _decode_error = msgspec.json.Decoder(ErrorBody).decode
 
 
-def completion_body(request: GenerateRequest, prompt: str | list[int], slot: int) -> dict[str, Any]:
-    """Body of `POST /completion`.
+def completion_body(
+    request: GenerateRequest, prompt: str | list[int], slot: int, *, slot_known: bool = True
+) -> dict[str, Any]:
+    """Body of `POST /completion`. What a slot holds is not used where it is not known.
 
     Always streamed: the engine notices a closed connection only when it writes. `return_progress`
     makes it write during prefill too, so that a cancel is noticed there even while other slots
@@ -109,7 +128,7 @@ def completion_body(request: GenerateRequest, prompt: str | list[int], slot: int
         "n_predict": request.max_tokens,
         "id_slot": slot,
         "stream": True,
-        "cache_prompt": request.kv_hint != "cold",
+        "cache_prompt": slot_known and request.kv_hint != "cold",
         "return_progress": True,
         "response_fields": FINAL_FIELDS,
     }
@@ -148,7 +167,7 @@ def error_of_response(status: int, body: bytes) -> EngineError:
     """The error that a non-200 response carries, whatever its body looks like."""
     try:
         wire = _decode_error(body).error
-    except msgspec.DecodeError:
+    except UNREADABLE:
         wire = WireError(message=f"HTTP {status}")
     return error_of(wire, status)
 

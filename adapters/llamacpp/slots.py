@@ -5,9 +5,12 @@ after a cancel, and never sends more than the engine can run: a request that wai
 engine cannot be cancelled there (ORCH-3017, ORCH-3019).
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 _PREFIX_CHARS: Final = 4096
+#: A shorter prefix is not worth that another session's context has to leave its slot: about 256 tokens of English.
+_SHARED_CHARS_MIN: Final = 1024
 
 
 class SlotTable:
@@ -22,18 +25,22 @@ class SlotTable:
         """How many slots can be taken now."""
         return len(self._free)
 
-    def take(self, prompt: str) -> int | None:
-        """Take the free slot that shares the longest prompt prefix, the least recently used of equals.
+    def take(self, prompt: str, wanted: int | None = None, costly: Sequence[int] = ()) -> int | None:
+        """Take the slot `wanted`, if it is free; else the free one that shares the longest prompt prefix.
 
+        Of equals it is the least recently used. Those that are `costly` to take come last, unless they share much.
         None where all are taken.
         """
         if not self._free:
             return None
         head = prompt[:_PREFIX_CHARS]
-        # A whole match cannot be bettered, and is what a repeated prompt finds.
-        slot = next((s for s in self._free if self._prefix[s].startswith(head)), None)
+        slot = wanted if wanted in self._free else None
         if slot is None:
-            slot = max(self._free, key=lambda s: _shared_prefix(head, self._prefix[s]))
+            # A whole match cannot be bettered, and is what a repeated prompt finds.
+            avoided = costly if len(head) < _SHARED_CHARS_MIN else ()
+            slot = next((s for s in self._free if self._prefix[s].startswith(head) and s not in avoided), None)
+        if slot is None:
+            slot = max(self._free, key=lambda s: self._gain(head, s, costly))
         self._free.remove(slot)
         self._prefix[slot] = head
         return slot
@@ -42,6 +49,11 @@ class SlotTable:
         """The engine has let go of `slot`."""
         assert slot not in self._free, f"slot {slot} was given back twice"
         self._free.append(slot)
+
+    def _gain(self, head: str, slot: int, costly: Sequence[int]) -> int:
+        """How many characters of the prompt need not be computed there; -1 where that is not worth it."""
+        shared = _shared_prefix(head, self._prefix[slot])
+        return -1 if slot in costly and shared < _SHARED_CHARS_MIN else shared
 
 
 def _shared_prefix(one: str, other: str) -> int:

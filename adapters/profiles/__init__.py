@@ -3,7 +3,7 @@
 An engine's own defaults never apply: they change between its releases and would change what a seed means.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Final
 
 from adapters.errors import engine_error
@@ -13,6 +13,8 @@ from contracts.api import Sampling
 from contracts.engine import EngineError
 
 PROFILES: Final[dict[str, tuple[SamplerDefaults, dict[str, EngineColumn]]]] = {"v1": (v1.DEFAULTS, v1.ENGINES)}
+
+_TOKEN_ID_DIGITS_MAX: Final = 10
 
 
 def parameters(
@@ -36,7 +38,7 @@ def parameters(
         elif column.left_out.get(name) != value:
             told[column.names[name]] = value
     if (sampling.temperature if sampling else None) == 0:
-        told.update(column.greedy)
+        told.update(_greedy(engine, column, available))
     told[column.names["seed"]] = seed % column.seeds
     for name, listed in (("stop", _stops(engine, column, sampling)), ("logit_bias", _biases(engine, column, sampling))):
         if _is_possible(column, name, available):
@@ -59,6 +61,13 @@ def _is_possible(column: EngineColumn, name: str, available: Container[str] | No
     return name in column.names and (available is None or column.names[name] in available)
 
 
+def _greedy(engine: str, column: EngineColumn, available: Container[str] | None) -> Mapping[str, object]:
+    lacking = [name for name in column.greedy if available is not None and name not in available]
+    if lacking:
+        raise _refused(engine, f"temperature 0 needs the parameter `{lacking[0]}`, which it lacks; send another one")
+    return column.greedy
+
+
 def _stops(engine: str, column: EngineColumn, sampling: Sampling | None) -> list[str]:
     stops = (sampling.stop if sampling else None) or []
     if column.stops_max is not None and len(stops) > column.stops_max:
@@ -69,9 +78,9 @@ def _stops(engine: str, column: EngineColumn, sampling: Sampling | None) -> list
 def _biases(engine: str, column: EngineColumn, sampling: Sampling | None) -> object:
     biases = (sampling.logit_bias if sampling else None) or {}
     # An engine may read a key that is no number as text and bias each of its tokens.
-    wrong = [key for key in biases if not (key.isascii() and key.isdigit())]
+    wrong = [key for key in biases if not (key.isascii() and key.isdigit() and len(key) <= _TOKEN_ID_DIGITS_MAX)]
     if wrong:
-        message = f"logit_bias maps token ids to biases; {wrong[0]!r} is no token id"
+        message = f"logit_bias maps token ids to biases; {wrong[0]!r:.80} is no token id"
         raise engine_error("INVALID_PARAMS", message, engine=engine, retriable=False)
     return [[int(key), bias] for key, bias in biases.items()] if column.bias_pairs else biases
 

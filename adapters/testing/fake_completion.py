@@ -36,6 +36,8 @@ class Completion:
         if length and int(length[1]) <= self.limit:
             self.limit, self._end = int(length[1]), "eos"
         self.prompt_tokens = prompt_tokens
+        #: How much of the prompt is said to have been cached.
+        self.cached_tokens = 0
         self.made = 0
         self.stop_type = ""
         self.stop_word = ""
@@ -86,6 +88,6 @@ class Completion:
             "stopping_word": self.stop_word,
             "tokens_predicted": self.made,
             "tokens_evaluated": self.prompt_tokens,
-            "timings/cache_n": 0,
+            "timings/cache_n": self.cached_tokens,
         }
         return b"data: " + msgspec.json.encode(last) + b"\n\n"

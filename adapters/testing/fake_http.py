@@ -1,12 +1,14 @@
 """The fake engine's HTTP/1.1: one request after another on a connection, no framework in between."""
 
 import asyncio
+import re
 import time
 from typing import Any, Final, cast
 
 import msgspec
 
 from adapters.testing.fake_completion import Completion
+from adapters.testing.fake_contexts import SlotContexts
 from adapters.testing.fake_pooled import Pooling
 from adapters.testing.fake_scheduler import SlotScheduler, Stream
 from adapters.testing.fake_text import tokenize
@@ -22,6 +24,7 @@ _REASONS: Final = {
     503: b"Unavailable",
 }
 _POOLED: Final = (b"POST /embedding", b"POST /embeddings", b"POST /v1/embeddings", b"POST /rerank")
+_SLOT = re.compile(rb"POST /slots/(-?\d{1,9})")
 _STREAM_HEAD: Final = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nServer: fake\r\n\r\n"
 )
@@ -36,6 +39,8 @@ class HttpProtocol(asyncio.Protocol):
         facts: dict[str, object],
         ctx: int,
         pooling: Pooling,
+        contexts: SlotContexts,
+        tells_cache: bool,
         api_key: str,
         ready_ns: int,
     ) -> None:
@@ -43,6 +48,8 @@ class HttpProtocol(asyncio.Protocol):
         self._facts = facts
         self._ctx = ctx
         self._pooling = pooling
+        self._contexts = contexts
+        self._tells_cache = tells_cache
         self._authorization = f"Bearer {api_key}".encode() if api_key else None
         self._ready_ns = ready_ns
         self._data = b""
@@ -92,11 +99,12 @@ class HttpProtocol(asyncio.Protocol):
                 return
             self._data = rest[length:]
             method, target, _ = request_line.split(b" ", 2)
-            self._route(method + b" " + target.partition(b"?")[0], headers, rest[:length])
+            path, _, query = target.partition(b"?")
+            self._route(method + b" " + path, query.decode(), headers, rest[:length])
 
     # -------------------------------------------------------------------- routes
 
-    def _route(self, route: bytes, headers: dict[bytes, bytes], body: bytes) -> None:
+    def _route(self, route: bytes, query: str, headers: dict[bytes, bytes], body: bytes) -> None:
         if time.monotonic_ns() < self._ready_ns:
             self._refuse(503, "unavailable_error", "Loading model")
         elif route == b"GET /health":
@@ -110,9 +118,9 @@ class HttpProtocol(asyncio.Protocol):
         elif route == b"GET /metrics":
             self._answer_raw(200, b"text/plain", self._metrics())
         else:
-            self._route_post(route, body)
+            self._route_post(route, query, body)
 
-    def _route_post(self, route: bytes, raw: bytes) -> None:
+    def _route_post(self, route: bytes, query: str, raw: bytes) -> None:
         try:
             body = msgspec.json.decode(raw, type=dict[str, Any])
         except msgspec.DecodeError as error:
@@ -125,9 +133,12 @@ class HttpProtocol(asyncio.Protocol):
             self._answer(200, {"prompt": f"{turns}<|assistant|>"})
         elif route in (b"POST /completion", b"POST /completions"):
             self._complete(body)
+        elif slot := _SLOT.fullmatch(route):
+            status, answer = self._contexts.act(int(slot[1]), query, body.get("filename"))
+            asyncio.get_running_loop().call_later(self._contexts.pause_s, self._answer, status, answer)
         elif route in _POOLED:
-            answer = self._pooling.answer(route, body)
-            self._scheduler.compute(answer, lambda computed: self._answer(computed.status, computed.body))
+            pooled = self._pooling.answer(route, body)
+            self._scheduler.compute(pooled, lambda computed: self._answer(computed.status, computed.body))
         else:
             self._refuse(404, "not_found_error", "File Not Found")
 
@@ -136,12 +147,16 @@ class HttpProtocol(asyncio.Protocol):
         if not isinstance(prompt, str | list) or body.get("stream") is not True:
             self._refuse(400, "invalid_request_error", "a prompt and stream:true are needed")
             return
-        count = len(prompt) if isinstance(prompt, list) else len(tokenize(prompt))
+        tokens = prompt if isinstance(prompt, list) else tokenize(prompt)
+        count = len(tokens)
         if count >= self._ctx:
             message = f"request ({count} tokens) exceeds the available context size ({self._ctx} tokens)"
             self._refuse(400, "exceed_context_size_error", message)
             return
-        self._stream = Stream(self, Completion(body, count, self._ctx, self._pooling.model), body.get("id_slot", -1))
+        completion, slot = Completion(body, count, self._ctx, self._pooling.model), body.get("id_slot", -1)
+        cached = self._contexts.begin(slot, tokens, body.get("cache_prompt") is True)
+        completion.cached_tokens = cached if self._tells_cache else 0
+        self._stream = Stream(self, completion, slot)
         self._scheduler.submit(self._stream)
 
     def _slots(self) -> list[dict[str, object]]:

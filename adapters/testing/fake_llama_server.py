@@ -17,6 +17,8 @@ that it is a fake. Further options, also read from `$LLORCH_FAKE_ARGS`:
   --fake-launches FILE      add a line with the process id to FILE at each launch
   --fake-fail-first N       fail the first N launches that FILE counts
   --fake-fail-after N       fail every launch after the first N that FILE counts
+  --fake-cache              tell how much of a prompt was in its slot already (else always 0)
+  --fake-context-ms N       what saving and restoring a slot takes (default 0)
   --fake-gpu                list the GPUs that CUDA_VISIBLE_DEVICES names as found
 
 Another model gives other text: what counts is the name in its file, so that copies of a file give the same. Files
@@ -45,6 +47,7 @@ import uvloop
 
 from adapters.llamacpp.gguf import GgufError, read_header
 from adapters.testing import fake_launch
+from adapters.testing.fake_contexts import SlotContexts
 from adapters.testing.fake_http import HttpProtocol
 from adapters.testing.fake_model import NAME_DEFAULT
 from adapters.testing.fake_pooled import Pooling
@@ -70,12 +73,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rerank", "--reranking", action="store_const", const="rerank", dest="pooling")
     parser.add_argument("--version", action="store_true")
     parser.add_argument("--list-devices", action="store_true")
-    for name in ("first-token-ms", "token-ms", "load-ms"):
+    parser.add_argument("--slot-save-path", default="")
+    for name in ("first-token-ms", "token-ms", "load-ms", "context-ms"):
         parser.add_argument(f"--fake-{name}", type=float, default=0.0)
     for name in ("die-after", "stall-after"):
         parser.add_argument(f"--fake-{name}", type=int, default=None)
     parser.add_argument("--fake-last-words", default="")
-    for name in ("burst", "gpu"):
+    for name in ("burst", "cache", "gpu"):
         parser.add_argument(f"--fake-{name}", action="store_true")
     fake_launch.add_options(parser)
     arguments, _ = parser.parse_known_args([*shlex.split(os.environ.get("LLORCH_FAKE_ARGS", "")), *argv])
@@ -107,10 +111,12 @@ async def serve(arguments: argparse.Namespace) -> None:
         "eos_token": "</s>",
     }
     pooling = Pooling(arguments.pooling, arguments.ubatch_size, _model_name(arguments.model))
+    contexts = SlotContexts(arguments.parallel, arguments.slot_save_path, arguments.fake_context_ms)
     ready_ns = time.monotonic_ns() + int(arguments.fake_load_ms * 1e6)
 
     def connection() -> HttpProtocol:
-        return HttpProtocol(scheduler, facts, ctx, pooling, arguments.api_key, ready_ns)
+        told = arguments.fake_cache
+        return HttpProtocol(scheduler, facts, ctx, pooling, contexts, told, arguments.api_key, ready_ns)
 
     if arguments.host.endswith(".sock"):
         server = await loop.create_unix_server(connection, arguments.host, backlog=1024)

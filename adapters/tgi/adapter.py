@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from adapters.attempts import Attempt, Attempts
 from adapters.engine_server import ATTACHED_NEED, EngineServer, Launch
 from adapters.errors import engine_error, model_error
-from adapters.exactness import in_flight, is_exact
+from adapters.exactness import in_flight, is_exact_as_launched
 from adapters.exchange import Address
 from adapters.folder import private_folder
 from adapters.http_client import EngineClient
@@ -44,7 +44,8 @@ class TgiAdapter(EngineServer):
     """One TGI server: one model, one device mask (ORCH-3001). See `EngineAdapter` for the methods.
 
     A server that is attached to must serve this pool alone: its gauges are how a cancel is proved. It gives equal
-    texts for equal tasks only with `PREFIX_CACHING=0` in its environment, as a launched one of a strict pool has.
+    texts for equal tasks only with `PREFIX_CACHING=0` in its environment, as a launched one of a strict pool has. It
+    does not tell whether it has that, so it is called exact only where the pool declares it (`batch_invariant`).
     """
 
     ENGINE = ENGINE
@@ -122,15 +123,15 @@ class TgiAdapter(EngineServer):
         """
         client, _ = self._running()
         info = await calls.info(client)
-        spec, folder = self._spec, Path(self._spec.model_path)
+        spec = self._spec
         return EngineProperties(
             engine_version=info.engine_version,
             model_digest=_told_digest(info) if spec.endpoint else await asyncio.to_thread(model_digest, spec),
             slots=min(spec.slots, info.max_concurrent_requests),
             ctx=info.max_total_tokens,
             interruptible_decode=True,
-            kv_token_bytes=0 if spec.endpoint else await asyncio.to_thread(kv_token_bytes, folder),
-            exact=is_exact(spec, known=BATCH_INVARIANT),
+            kv_token_bytes=0 if spec.endpoint else await asyncio.to_thread(kv_token_bytes, spec),
+            exact=is_exact_as_launched(spec, known=BATCH_INVARIANT),
         )
 
     async def metrics(self) -> EngineMetrics:

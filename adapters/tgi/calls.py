@@ -1,11 +1,8 @@
 """The calls that the adapter makes of a TGI server, decoded. All raise EngineError."""
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import msgspec
 
-from adapters.errors import worker_reset
+from adapters.answers import decoded
 from adapters.http_client import EngineClient
 from adapters.tgi.metrics import parse_metrics
 from adapters.tgi.protocol import (
@@ -19,11 +16,9 @@ from adapters.tgi.protocol import (
 )
 from contracts.api import Message
 
-T = TypeVar("T")
-
 
 async def info(client: EngineClient) -> Info:
-    return _decoded(decode_info, await client.call("GET", "/info"), "/info")
+    return decoded(decode_info, await client.call("GET", "/info"), "/info", ENGINE)
 
 
 async def metrics(client: EngineClient) -> dict[str, float]:
@@ -33,17 +28,10 @@ async def metrics(client: EngineClient) -> dict[str, float]:
 
 async def tokenize(client: EngineClient, text: str) -> list[PromptToken]:
     """Tokens just as `/generate_stream` makes them of a prompt, special tokens added."""
-    return _decoded(decode_tokens, await client.call("POST", "/tokenize", {"inputs": text}), "/tokenize")
+    return decoded(decode_tokens, await client.call("POST", "/tokenize", {"inputs": text}), "/tokenize", ENGINE)
 
 
 async def chat_tokenize(client: EngineClient, messages: list[Message]) -> Templated:
     """The prompt that the model's own chat template makes of `messages`, and its tokens, none added."""
     body = {"messages": [msgspec.to_builtins(message) for message in messages]}
-    return _decoded(decode_templated, await client.call("POST", "/chat_tokenize", body), "/chat_tokenize")
-
-
-def _decoded(decode: Callable[[bytes], T], answer: bytes, path: str) -> T:
-    try:
-        return decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise worker_reset(f"the engine's answer to {path} cannot be read: {error}", ENGINE) from None
+    return decoded(decode_templated, await client.call("POST", "/chat_tokenize", body), "/chat_tokenize", ENGINE)

@@ -6,9 +6,12 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from adapters.answers import UNREADABLE
 from adapters.digest import folder_digest
 from adapters.errors import model_error
+from adapters.llamacpp.arguments import last_value
 from adapters.tgi.command import gpu_count
+from adapters.tgi.protocol import invalid
 from contracts.engine import EngineSpec
 from contracts.gpus import MemoryNeed
 
@@ -17,8 +20,9 @@ MIB: Final = 1024 * 1024
 _GPU_SCRATCH_BYTES: Final = 1536 * MIB
 #: Launcher, router and a shard's Python with torch in it, and as much again of each further shard; an estimate.
 _HOST_BYTES: Final = 2048 * MIB
-#: Keys and values are kept in 16 bits.
+#: Keys and values are kept in 16 bits, as the weights (`--dtype` knows two such types), or in 8.
 _VALUE_BYTES: Final = 2
+_KV_BYTE_TYPES: Final = ("fp8_e4m3fn", "fp8_e5m2")
 
 Positive = Annotated[int, Meta(ge=1, le=2**31)]
 
@@ -33,11 +37,11 @@ class _TextConfig(Struct, frozen=True):
     head_dim: Positive | None = None
 
     @property
-    def kv_token_bytes(self) -> int:
-        """Keys and values of all layers: 2 x layers x KV heads x head width x bytes of a value."""
+    def kv_token_values(self) -> int:
+        """Keys and values of all layers: 2 x layers x KV heads x head width."""
         heads = self.num_key_value_heads or self.num_attention_heads
         width = self.head_dim or self.hidden_size // self.num_attention_heads
-        return 2 * self.num_hidden_layers * heads * width * _VALUE_BYTES
+        return 2 * self.num_hidden_layers * heads * width
 
 
 def checked_model(spec: EngineSpec) -> Path:
@@ -72,11 +76,11 @@ def model_digest(spec: EngineSpec) -> str:
 def memory_need(spec: EngineSpec) -> MemoryNeed:
     """What TGI takes at least. What is left of its GPUs it takes as well, for its KV cache. Blocks.
 
-    Raises EngineError (POOL_UNREADY, kind `model`).
+    Raises EngineError: POOL_UNREADY of kind `model`, INVALID_PARAMS for arguments that cannot be reckoned with.
     """
     folder = checked_model(spec)
     weights_bytes = sum(file.stat().st_size for file in _weights(folder))
-    kv_slot_bytes = spec.ctx * kv_token_bytes(folder)
+    kv_slot_bytes = _context_tokens(spec) * kv_token_bytes(spec)
     if spec.accelerator == "gpu":
         return MemoryNeed(
             weights_bytes=weights_bytes,
@@ -94,12 +98,24 @@ def memory_need(spec: EngineSpec) -> MemoryNeed:
     )
 
 
-def kv_token_bytes(folder: Path) -> int:
+def kv_token_bytes(spec: EngineSpec) -> int:
     """What a token takes in the KV cache; 0 where the config does not tell."""
     try:
-        return msgspec.json.decode((folder / "config.json").read_bytes(), type=_TextConfig).kv_token_bytes
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        config = msgspec.json.decode((Path(spec.model_path) / "config.json").read_bytes(), type=_TextConfig)
+    except (OSError, *UNREADABLE):
         return 0
+    told = last_value(spec.args, "--kv-cache-dtype") or dict(spec.env).get("KV_CACHE_DTYPE")
+    return config.kv_token_values * (1 if told in _KV_BYTE_TYPES else _VALUE_BYTES)
+
+
+def _context_tokens(spec: EngineSpec) -> int:
+    """The longest context: the pool's, unless its arguments say another one."""
+    told = last_value(spec.args, "--max-total-tokens")
+    if told is None:
+        return spec.ctx
+    if not told.isdecimal() or not 0 < len(told) < 10:
+        raise invalid(f"pool {spec.pool_id} gives TGI --max-total-tokens {told}; say a number of tokens")
+    return int(told)
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from adapters.answers import UNREADABLE
 from adapters.errors import engine_error, worker_reset
 from adapters.faults import classify
 from adapters.profiles import parameters
@@ -138,7 +139,7 @@ def error_of_response(status: int, body: bytes) -> EngineError:
         )
     try:
         told = _decode_error(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         # What comes from the server's framework is plain text.
         told = ErrorBody(body[:500].decode(errors="replace") or f"HTTP {status}")
     return error_of(told.error, told.error_type or _TYPE_OF_STATUS.get(status, ""))

@@ -65,20 +65,24 @@ async def samples(client: EngineClient, model: str) -> protocol.Samples:
     return protocol.parse_metrics(await client.call("GET", "/metrics"), model)
 
 
-async def prompt_length(client: EngineClient, model: str, prompt: str) -> int:
+async def prompt_length(client: EngineClient, model: protocol.ModelConfig, prompt: str) -> int:
     """Tokens of a prompt, by a model with the interface of TensorRT-LLM's `preprocessing`."""
     inputs = {"QUERY": ("BYTES", prompt), "REQUEST_OUTPUT_LEN": ("INT32", 1)}
     data = (await infer(client, model, inputs)).data("REQUEST_INPUT_LEN")
-    counts: list[int] = decoded(_decode_counts, data or b"", f"model {model}", ENGINE)
+    counts: list[int] = decoded(_decode_counts, data or b"", f"model {model.name}", ENGINE)
     return counts[0]
 
 
-async def infer(client: EngineClient, model: str, inputs: Mapping[str, tuple[str, object]]) -> Inferred:
+async def infer(
+    client: EngineClient, model: protocol.ModelConfig, inputs: Mapping[str, tuple[str, object]]
+) -> Inferred:
     """One answer of a model that is not decoupled; `inputs` are type and value by name."""
+    # A batch dimension comes first where the model batches.
+    shape = [1, 1] if model.max_batch_size > 0 else [1]
     tensors: list[dict[str, Any]] = [
-        {"name": name, "shape": [1], "datatype": datatype, "data": [value]}
+        {"name": name, "shape": shape, "datatype": datatype, "data": [value]}
         for name, (datatype, value) in inputs.items()
     ]
-    path = f"/v2/models/{model}/infer"
+    path = f"/v2/models/{model.name}/infer"
     answer = await client.call("POST", path, {"inputs": tensors}, timeout_s=_INFER_TIMEOUT_S)
     return decoded(_decode_inferred, answer, path, ENGINE)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from adapters.folder import SOCKET_NAME
+from adapters.triton.stubs import memory_prefix
 from contracts.engine import EngineSpec
 
 _GRPC: Final = "grpc"
@@ -43,7 +44,7 @@ def server_arguments(spec: EngineSpec, models: Sequence[str], folder: Path, extr
         f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
         # Its tables and notes would crowd out the last words that matter.
         "--log-info=false",
-        f"--backend-config=python,shm-region-prefix-name={folder.name}",
+        f"--backend-config=python,shm-region-prefix-name={memory_prefix(folder)}",
         *(f"--{name}-directory={home / place}" for name, place in _PLACES if (home / place).is_dir()),
         *extra,
     ]

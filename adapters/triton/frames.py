@@ -1,11 +1,12 @@
 """One response of a completion, the same whichever way it came."""
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 from msgspec import Struct
 
-from adapters.triton.wire import ResponseReader, count_of, text_of
+from adapters.triton.responses import ResponseReader, Rest, count_of, text_of
 
 #: How models say that a text goes on.
 _GOES_ON: Final = ("", "None", "null", "not_finished")
@@ -36,9 +37,6 @@ class _Event(Struct, frozen=True, gc=False):
     error: str = ""
 
 
-#: A BYTES output of one string without text.
-_EMPTY: Final = bytes(4)
-
 _decode_event: Final = msgspec.json.Decoder(_Event).decode
 
 
@@ -55,19 +53,40 @@ def frame_of_event(payload: bytes) -> Frame:
     )
 
 
-def frame_of_message(reader: ResponseReader, message: bytes) -> Frame:
-    """Raises WireError."""
-    response = reader.read(message)
-    get = response.outputs.get
-    text, tokens, tokens_in = get("text_output"), get("num_output_tokens"), get("num_input_tokens")
-    reason = get("finish_reason")
+class FrameReader:
+    """Makes frames of the messages of one stream."""
+
+    def __init__(self) -> None:
+        self._responses = ResponseReader()
+        self._rest = Rest()
+        #: What `_rest` says, in a frame without text; None where its first output is not the text.
+        self._told: Frame | None = None
+
+    def read(self, message: bytes) -> Frame:
+        """Raises WireError."""
+        response = self._responses.read(message)
+        rest = response.rest
+        if rest is not self._rest:
+            self._rest = rest
+            self._told = _frame_of(rest.others, rest.final, "") if rest.first == "text_output" else None
+        told = self._told
+        if told is None:
+            return _frame_of(response.outputs, rest.final, response.error)
+        return Frame(
+            text_of(response.content), told.tokens, told.tokens_in, told.reason, told.final, response.error, True
+        )
+
+
+def _frame_of(outputs: Mapping[str, bytes], final: bool, error: str) -> Frame:
+    text, tokens, tokens_in = (outputs.get(name) for name in ("text_output", "num_output_tokens", "num_input_tokens"))
+    reason = outputs.get("finish_reason", b"")
     return Frame(
         b"" if text is None else text_of(text),
         None if tokens is None else count_of(tokens),
         None if tokens_in is None else count_of(tokens_in),
-        "" if reason is None or reason == _EMPTY else _reason(text_of(reason).decode(errors="replace")),
-        response.final,
-        response.error,
+        _reason(text_of(reason).decode(errors="replace")),
+        final,
+        error,
         text is not None,
     )
 

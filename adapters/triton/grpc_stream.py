@@ -12,10 +12,10 @@ from urllib.parse import unquote
 from adapters.attempts import Attempt
 from adapters.errors import worker_reset
 from adapters.exchange import Address
-from adapters.triton.frames import Frame, frame_of_message
+from adapters.triton.frames import Frame, FrameReader
 from adapters.triton.http2.stream import Http2Stream, open_http2
 from adapters.triton.protocol import ENGINE, error_of_status
-from adapters.triton.wire import MESSAGE_BYTES_MAX, ResponseReader, WireError
+from adapters.triton.wire import MESSAGE_BYTES_MAX, WireError
 
 _METHOD: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
 _PREFIX: Final = struct.Struct(">BI")
@@ -94,7 +94,7 @@ async def read_grpc(attempt: Attempt, stream: Http2Stream) -> AsyncIterator[list
     Over before that only with a cancel. Raises EngineError: WORKER_RESET for a call that breaks or ends without the
     mark and for what cannot be read, and what the server says of a request that it refuses.
     """
-    reader = ResponseReader()
+    reader = FrameReader()
     splitter = MessageSplitter()
     began = False
     while True:
@@ -113,7 +113,7 @@ async def read_grpc(attempt: Attempt, stream: Http2Stream) -> AsyncIterator[list
             _check_outcome(stream.trailers)
             raise worker_reset("the engine's stream ended before it was complete", ENGINE)
         try:
-            frames = [frame_of_message(reader, message) for message in splitter.feed(data)]
+            frames = [reader.read(message) for message in splitter.feed(data)]
         except WireError as error:
             raise worker_reset(f"the engine sent what cannot be read: {error}", ENGINE) from error
         if any(frame.final for frame in frames[:-1]):

@@ -5,9 +5,13 @@
 - `--llorch-grpc=HOST:PORT` or `unix:/path`: where the gRPC service of an attached server is; by default the port
   after that of `endpoint`.
 - `--llorch-metrics=HOST:PORT` or `unix:/path`: where its metrics are; by default the second port after it.
-- `--llorch-mode=triton`: the only mode that this release has.
+- `--llorch-models=NAME,NAME`: models of the repository that are loaded beside the pool's, where its configuration does
+  not name all those that it calls.
+- `--llorch-mode=triton|trtllm-serve`: which server. The second is in beta, see `trtllm_serve`; none of the others is
+  for it.
 """
 
+import re
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -18,14 +22,17 @@ from adapters.triton.protocol import ENGINE
 from contracts.engine import EngineError, EngineSpec
 
 _PREFIX: Final = "--llorch-"
+_MODEL_NAME: Final = re.compile(r"\w[\w.-]*")
 
 
 class Options(Struct, frozen=True):
     """What the adapter was told, and the arguments that are left for the server."""
 
+    mode: Literal["triton", "trtllm-serve"]
     transport: Literal["grpc", "http"]
     grpc: Address | None
     metrics: Address | None
+    models: tuple[str, ...]
     args: tuple[str, ...]
 
 
@@ -36,20 +43,30 @@ def read_options(spec: EngineSpec) -> Options:
         if argument.startswith(_PREFIX):
             name, _, value = argument.removeprefix(_PREFIX).partition("=")
             told[name] = value
-    unknown = sorted(told.keys() - {"transport", "grpc", "metrics", "mode"})
+    unknown = sorted(told.keys() - {"transport", "grpc", "metrics", "models", "mode"})
     if unknown:
-        raise _refused(spec, f"--llorch-{unknown[0]} is not known; there is transport, grpc, metrics, mode")
-    if told.get("mode", "triton") != "triton":
-        raise _refused(spec, f"--llorch-mode={told['mode']} is not in this release; leave it out")
+        raise _refused(spec, f"--llorch-{unknown[0]} is not known; there is transport, grpc, metrics, models, mode")
+    mode = told.get("mode", "triton")
+    if mode not in ("triton", "trtllm-serve"):
+        raise _refused(spec, f"--llorch-mode={mode} is not known; use triton or trtllm-serve")
     transport = told.get("transport", "grpc")
     if transport not in ("grpc", "http"):
         raise _refused(spec, f"--llorch-transport={transport} is not known; use grpc or http")
     return Options(
+        mode="triton" if mode == "triton" else "trtllm-serve",
         transport="grpc" if transport == "grpc" else "http",
         grpc=_address(spec, told["grpc"]) if "grpc" in told else None,
         metrics=_address(spec, told["metrics"]) if "metrics" in told else None,
+        models=_models(spec, told["models"]) if "models" in told else (),
         args=tuple(argument for argument in spec.args if not argument.startswith(_PREFIX)),
     )
+
+
+def _models(spec: EngineSpec, text: str) -> tuple[str, ...]:
+    names = text.split(",")
+    if not all(_MODEL_NAME.fullmatch(name) for name in names):
+        raise _refused(spec, f"{text!r} names no models; give names of the repository's folders, with commas between")
+    return tuple(dict.fromkeys(name for name in names if name != spec.model))
 
 
 def _address(spec: EngineSpec, text: str) -> Address:

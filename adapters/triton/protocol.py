@@ -153,6 +153,7 @@ def error_of_status(code: int, message: str) -> EngineError:
 
 
 _SAMPLE: Final = re.compile(rb"^(nv_\w+)\{([^}\n]*)\} (\S+)$", re.MULTILINE)
+_TRTLLM: Final = b"nv_trt_llm_"
 _LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
 
 #: Sample by name and by those of its labels that are neither model nor version.
@@ -160,11 +161,17 @@ Samples = Mapping[tuple[str, tuple[str, ...]], float]
 
 
 def parse_metrics(text: bytes, model: str) -> dict[tuple[str, tuple[str, ...]], float]:
-    """One model's samples of the metrics page, all versions together."""
+    """One model's samples of the metrics page, all versions together.
+
+    What TensorRT-LLM's backend tells goes by the name of the model that it runs, which a model such as
+    `tensorrt_llm_bls` only calls: where a model has none of that, it is what all others have.
+    """
     found: dict[tuple[str, tuple[str, ...]], float] = {}
+    of_others: dict[tuple[str, tuple[str, ...]], float] = {}
     for name, told, value in _SAMPLE.findall(text):
         labels = dict(_LABEL.findall(told.decode(errors="replace")))
-        if labels.pop("model", model) != model:
+        own = labels.pop("model", model) == model
+        if not own and not name.startswith(_TRTLLM):
             continue
         labels.pop("version", None)
         key = (name.decode(), tuple(labels.values()))
@@ -173,8 +180,9 @@ def parse_metrics(text: bytes, model: str) -> dict[tuple[str, tuple[str, ...]], 
         except ValueError:
             continue
         if math.isfinite(number):
-            found[key] = found.get(key, 0.0) + number
-    return found
+            into = found if own else of_others
+            into[key] = into.get(key, 0.0) + number
+    return {**of_others, **found}
 
 
 def active_requests(samples: Samples) -> int | None:
@@ -188,12 +196,16 @@ def waiting_requests(samples: Samples) -> int | None:
     return None if waiting is None else int(waiting)
 
 
-def metrics_of(samples: Samples) -> EngineMetrics:
-    """Map a scrape to the contract. Triton counts no tokens."""
+def metrics_of(samples: Samples, live: int) -> EngineMetrics:
+    """Map a scrape to the contract. Triton counts no tokens.
+
+    A model that does not tell how many requests it works on is taken to work on the `live` ones of this adapter.
+    """
+    active = active_requests(samples)
     used = samples.get(("nv_trt_llm_kv_cache_block_metrics", ("used",)))
     most = samples.get(("nv_trt_llm_kv_cache_block_metrics", ("max",)))
     return EngineMetrics(
-        requests_processing=active_requests(samples),
+        requests_processing=live if active is None else active,
         requests_waiting=waiting_requests(samples),
         kv_cache_usage_ratio=used / most if used is not None and most else None,
     )

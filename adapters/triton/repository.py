@@ -1,30 +1,30 @@
-"""A model repository on disk: which models are served, their digest, what they will take."""
+"""A model repository on disk: which models are served, their digest, what they will take (ORCH-3057)."""
 
 import json
-import re
 from pathlib import Path
 from typing import Final
 
 from adapters.digest import folder_digest
 from adapters.errors import model_error
+from adapters.triton import companions
+from adapters.triton.options import read_options
 from adapters.triton.protocol import ModelConfig
 from contracts.engine import EngineError, EngineSpec
 from contracts.gpus import MemoryNeed
 
 #: The project's own repository: a real server runs toy models from it, in tests and for development.
 TOY_REPOSITORY: Final = Path(__file__).resolve().parents[1] / "testing" / "triton_repository"
-#: Counts the tokens of prompts, in the repositories that TensorRT-LLM comes with.
-PREPROCESSING: Final = "preprocessing"
+PREPROCESSING: Final = companions.PREPROCESSING
 
 _MIB: Final = 1024 * 1024
-_INVARIANT: Final = re.compile(r'key:\s*"batch_invariant"\s*,?\s*value:?\s*\{\s*string_value:\s*"true"')
 _FILES_MAX: Final = 10_000
+_FEWER: Final = f"keep it below {_FILES_MAX}"
 #: The server and a process of its Python backend; 94 and 64 MiB were measured of toy models.
 _HOST_BYTES: Final = 256 * _MIB
 #: A CUDA context with the kernels of one engine, on each GPU.
 _CUDA_CONTEXT_BYTES: Final = 500 * _MIB
 #: Parameters under which models name the folder of a TensorRT-LLM engine.
-_ENGINE_FOLDERS: Final = ("gpt_model_path", "engine_dir", "model_path")
+_ENGINE_FOLDERS: Final = ("gpt_model_path", "gpt_model_folder", "engine_dir", "model_path")
 
 
 def repository_of(spec: EngineSpec) -> Path:
@@ -39,30 +39,54 @@ def repository_of(spec: EngineSpec) -> Path:
 
 def declares_invariance(root: Path, model: str) -> bool:
     """Whether the model's configuration says that what runs beside a request does not change its tokens."""
-    try:
-        return _INVARIANT.search((root / model / "config.pbtxt").read_text(errors="replace")) is not None
-    except OSError:
-        return False  # a model whose configuration the server makes up says nothing
+    return companions.parameters(root, model).get("batch_invariant", "").lower() == "true"
 
 
-def models_to_load(root: Path, model: str) -> list[str]:
-    """The model, and the one that counts its tokens where there is one."""
-    names = [model]
-    if model != PREPROCESSING and (root / PREPROCESSING / "config.pbtxt").is_file():
-        names.append(PREPROCESSING)
-    return names
+def models_of(spec: EngineSpec, root: Path) -> list[str]:
+    """The model, those that it calls, the one that counts its tokens, and those that the spec names beside them.
+
+    Raises EngineError (kind `model`) for one of the last that the repository does not hold.
+    """
+    named = read_options(spec).models
+    missing = [name for name in named if not companions.holds(root, name)]
+    if missing:
+        reason = f"model repository {str(root)!r} holds no model {missing[0]!r}"
+        raise model_error(spec, reason, "correct `--llorch-models`")
+    return companions.with_companions(root, [spec.model, *named])
 
 
 def model_files(spec: EngineSpec, root: Path) -> dict[str, Path]:
-    """The model's files by name within its folder. Raises EngineError (kind `model`) for one that cannot be read."""
-    folder = root / spec.model
-    try:
-        found = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
-    except OSError as error:
-        raise model_error(spec, f"{str(folder)!r}: {error.strerror}", "make it readable") from None
-    if len(found) > _FILES_MAX:
-        raise model_error(spec, f"{str(folder)!r} holds {len(found)} files", f"keep it below {_FILES_MAX}")
-    return {str(path.relative_to(folder)): path for path in found}
+    """The files of all these models and of the engines that they name, by model and name within its folder.
+
+    Raises EngineError (kind `model`) for what cannot be read and for too many.
+    """
+    found: dict[str, Path] = {}
+    folders: list[Path] = []
+    for label, folder in _folders(spec, root):
+        # An engine mostly lies in its model's folder, and counts once.
+        if any(folder.resolve().is_relative_to(known) for known in folders):
+            continue
+        folders.append(folder.resolve())
+        try:
+            paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+        except OSError as error:
+            raise model_error(spec, f"{str(folder)!r}: {error.strerror}", "make it readable") from None
+        found.update((f"{label}/{path.relative_to(folder)}", path) for path in paths)
+        if len(found) > _FILES_MAX:
+            raise model_error(spec, f"{str(folder)!r} and what is served beside it hold {len(found)} files", _FEWER)
+    return found
+
+
+def _folders(spec: EngineSpec, root: Path) -> list[tuple[str, Path]]:
+    """Folders by label: those of the models, then those of engines that are there."""
+    models = models_of(spec, root)
+    engines = [
+        (f"{model}:{name}", Path(folder))
+        for model in models
+        for name, folder in sorted(companions.parameters(root, model).items())
+        if name in _ENGINE_FOLDERS and Path(folder).is_dir()
+    ]
+    return [*((model, root / model) for model in models), *engines]
 
 
 def check_digest(spec: EngineSpec, root: Path) -> None:
@@ -71,12 +95,12 @@ def check_digest(spec: EngineSpec, root: Path) -> None:
         return
     found = repository_digest(spec, root)
     if found != spec.model_digest.lower():
-        reason = f"model folder {str(root / spec.model)!r} has {found} and must have {spec.model_digest}"
+        reason = f"model {spec.model!r} in {str(root)!r} has {found} and must have {spec.model_digest}"
         raise model_error(spec, reason, "put the right files there, or correct `model_digest`")
 
 
 def repository_digest(spec: EngineSpec, root: Path) -> str:
-    """`sha256:<hex>` over the names and contents of the model's files (ORCH-3032)."""
+    """`sha256:<hex>` over the names and contents of the files of the model and of those beside it (ORCH-3032)."""
     try:
         return folder_digest(model_files(spec, root))
     except OSError as error:

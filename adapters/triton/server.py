@@ -16,6 +16,7 @@ from adapters.folder import SOCKET_NAME, private_folder
 from adapters.http_client import EngineClient
 from adapters.triton import calls, repository
 from adapters.triton.command import grpc_socket, metrics_socket, server_arguments, server_environment
+from adapters.triton.embedding import Computing
 from adapters.triton.endpoints import attached_grpc, attached_key, attached_metrics
 from adapters.triton.grpc_stream import GrpcClient
 from adapters.triton.interface import check_interface
@@ -32,15 +33,21 @@ _PLAIN: Final = {"Accept-Encoding": "identity"}
 
 
 class TritonServer(EngineServer):
-    """One server, and of it one model and the one that counts its tokens."""
+    """One server, and of it one model, those that it calls, and the one that counts its tokens."""
 
     ENGINE = ENGINE
 
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec)
         self._options = read_options(spec)
+        if self._options.mode != "triton":
+            message = f"pool {spec.pool_id}: this adapter runs tritonserver, not {self._options.mode}"
+            raise engine_error("INVALID_PARAMS", message, engine=ENGINE, retriable=False)
         self._config = ModelConfig()
-        self._counter = ""
+        #: The model that counts tokens, None where there is none.
+        self._counter: ModelConfig | None = None
+        self._models = (spec.model, *self._options.models)
+        self._computing = Computing()
         self._dead = False
         self._stubs: ModelProcesses | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -64,14 +71,14 @@ class TritonServer(EngineServer):
         if not Path(binary).is_file():
             message = f"engine binary {binary!r} does not exist; correct `engine_options.binary` or leave it out"
             raise engine_error("POOL_UNREADY", message, engine=ENGINE, retriable=True)
+        self._models = tuple(await asyncio.to_thread(repository.models_of, spec, root))
         self._spec = spec = replace(spec, model_path=str(root), binary=binary)
         # Only this user can enter the folder, so only this user can reach the engine.
         folder = private_folder()
         free_abandoned_memory(folder)
-        models = repository.models_to_load(root, spec.model)
         return Launch(
             address=Address(socket_path=str(folder / SOCKET_NAME)),
-            argv=(binary, *server_arguments(spec, models, folder, self._options.args)),
+            argv=(binary, *server_arguments(spec, self._models, folder, self._options.args)),
             env=server_environment(spec),
             headers=_PLAIN,
             folder=folder,
@@ -89,10 +96,7 @@ class TritonServer(EngineServer):
         return await client.health("/v2/health/ready") and await client.health(f"/v2/models/{self._spec.model}/ready")
 
     async def _look_around(self, client: EngineClient) -> None:
-        self._config = await calls.config(client, self._spec.model)
-        check_interface(self._spec, self._config)
-        ready = await calls.loaded_models(client)
-        self._counter = repository.PREPROCESSING if repository.PREPROCESSING in ready else ""
+        await self._look_at_models(client)
         self._watch_models()
         self._attempts = self._new_attempts(client)
         address = self._metrics_address()
@@ -103,6 +107,12 @@ class TritonServer(EngineServer):
                 self._metrics_client = None  # an attached server may keep them to itself
         if self._options.transport == "grpc" and self._spec.workload == "completion":
             self._grpc = GrpcClient(self._grpc_address(), attached_key(self._spec))
+
+    async def _look_at_models(self, client: EngineClient) -> None:
+        self._config = await calls.config(client, self._spec.model)
+        check_interface(self._spec, self._config)
+        counts = repository.PREPROCESSING in await calls.loaded_models(client)
+        self._counter = await calls.config(client, repository.PREPROCESSING) if counts else None
 
     def _grpc_address(self) -> Address:
         if self._folder is not None:
@@ -141,25 +151,27 @@ class TritonServer(EngineServer):
         if metrics is not None:
             await metrics.close()
         if folder is not None:
-            free_memory(folder.name)
+            free_memory(folder)
 
     # ------------------------------------------------------------------- models
 
     async def load(self) -> None:
-        """Load the model, or load it anew from the repository (ORCH-3057). Raises EngineError."""
+        """Load the model and those beside it, or load them anew from the repository (ORCH-3057). Raises EngineError."""
         client, _ = self._running()
         self._forget_models()
-        await calls.load(client, self._spec.model)
-        self._config = await calls.config(client, self._spec.model)
-        check_interface(self._spec, self._config)
+        # Those that the model calls come before it.
+        for model in reversed(self._models):
+            await calls.load(client, model)
+        await self._look_at_models(client)
         self._dead = False
         self._watch_models()
 
     async def unload(self) -> None:
-        """Unload the model; the engine is not healthy until it is loaded again. Raises EngineError."""
+        """Unload what `load` loads; the engine is not healthy until it is loaded again. Raises EngineError."""
         client, _ = self._running()
         self._forget_models()
-        await calls.unload(client, self._spec.model)
+        for model in self._models:
+            await calls.unload(client, model)
 
     def _forget_models(self) -> None:
         if self._stubs is not None:
@@ -181,7 +193,8 @@ class TritonServer(EngineServer):
         TensorRT-LLM's backend tells how many it works on. Other models tell nothing: then no more is known than that
         none waits, and that the server was told to cancel.
         """
-        del attempt
+        if self._computing.has(attempt):
+            return False
         samples = await self._samples()
         active, waiting = active_requests(samples), waiting_requests(samples)
         live = self._attempts.live if self._attempts is not None else 0

@@ -7,6 +7,7 @@ were under way (seen with 2.51.0); so the processes are watched from here.
 import asyncio
 import contextlib
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -15,8 +16,6 @@ _PROC: Final = Path("/proc")
 _SHARED_MEMORY: Final = Path("/dev/shm")
 _STUB: Final = b"triton_python_backend_stub"
 _DEPTH_MAX: Final = 8
-#: The end of a private folder's name, which `tempfile` makes up.
-_RANDOM_CHARS: Final = 8
 
 
 class ModelProcesses:
@@ -52,9 +51,14 @@ class ModelProcesses:
         self._on_end()
 
 
-def free_memory(prefix: str, folder: Path = _SHARED_MEMORY) -> None:
+def memory_prefix(folder: Path) -> str:
+    """How the shared memory of the server with this private folder is named; folders elsewhere may have its name."""
+    return f"{_place(folder.parent)}{folder.name}"
+
+
+def free_memory(folder: Path, memory: Path = _SHARED_MEMORY) -> None:
     """Remove the shared memory that a server which has ended did not."""
-    for region in folder.glob(f"{prefix}*"):
+    for region in memory.glob(f"{memory_prefix(folder)}*"):
         with contextlib.suppress(OSError):
             region.unlink()
 
@@ -62,13 +66,17 @@ def free_memory(prefix: str, folder: Path = _SHARED_MEMORY) -> None:
 def free_abandoned_memory(beside: Path, memory: Path = _SHARED_MEMORY) -> None:
     """Remove the shared memory of servers whose private folder, which lay where `beside` does, is gone.
 
-    Memory is named after the folder; what is left was a killed server's, whose folder another launch has removed.
+    What is left was a killed server's, whose folder another launch has removed.
     """
-    prefix = beside.name[:-_RANDOM_CHARS]
-    for region in memory.glob(f"{prefix}*"):
-        if not (beside.parent / region.name[: len(beside.name)]).exists():
+    place = _place(beside.parent)
+    for region in memory.glob(f"{place}*"):
+        if not (beside.parent / region.name[len(place) : len(place) + len(beside.name)]).exists():
             with contextlib.suppress(OSError):
                 region.unlink()
+
+
+def _place(parent: Path) -> str:
+    return f"llorch-{zlib.crc32(bytes(parent.resolve())):08x}-"
 
 
 def _stubs(root: int) -> list[int]:

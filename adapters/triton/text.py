@@ -29,7 +29,10 @@ class Text:
         self._max_tokens = max_tokens
         self._tells_reason = tells_reason
         self._tokens_in = tokens_in
+        #: Whether a stop string has ended the text, whatever else the engine makes.
+        self.stopped = False
         self._characters = codecs.getincrementaldecoder("utf-8")()
+        self._amid_character = False
         self._cutter = StopCutter(stops)
         self._fed = self._cut = 0
         self._ready = ""
@@ -37,22 +40,19 @@ class Text:
         self._tokens = 0
         self._reason = ""
 
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string has ended the text, whatever else the engine makes."""
-        return self._cutter.matched is not None
-
     def take(self, frame: Frame) -> Chunk | None:
         """What a response completes. Raises EngineError (WORKER_RESET) for text that is no UTF-8."""
         if frame.tokens_in is not None:
-            self._tokens_in = max(frame.tokens_in, 0)
-        self._reason = frame.reason or self._reason
+            self._tokens_in = frame.tokens_in if frame.tokens_in > 0 else 0
+        if frame.reason:
+            self._reason = frame.reason
         if not frame.is_response:
             return None
-        tokens = 1 if frame.tokens is None else max(frame.tokens, 0)
+        tokens = 1 if frame.tokens is None else frame.tokens if frame.tokens > 0 else 0
         self._tokens += tokens
         self._pending += tokens
         self._ready += self._cutter.feed(self._whole(frame.text))
+        self.stopped = self._cutter.matched is not None
         held = not self.stopped and self._fed > self._cut + len(self._ready)
         return self._chunk(self._pending - 1 if held else self._pending)
 
@@ -82,7 +82,12 @@ class Text:
         if self.stopped:
             return ""
         try:
-            text = self._characters.decode(data, last)
+            # Most tokens are whole characters, which need no memory.
+            if not self._amid_character and data.isascii():
+                text = data.decode("ascii")
+            else:
+                text = self._characters.decode(data, last)
+                self._amid_character = bool(self._characters.getstate()[0])
         except UnicodeDecodeError as error:
             raise worker_reset("the engine sent text that is no UTF-8", ENGINE) from error
         self._fed += len(text)

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import secrets
-import shutil
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -11,32 +10,31 @@ from msgspec.structs import replace
 
 from adapters.attempts import CANCEL_WAIT_MS, Attempt, Attempts
 from adapters.engine_server import ATTACHED_NEED, EngineServer, Launch
-from adapters.errors import engine_error
-from adapters.exactness import in_flight, is_exact
+from adapters.errors import engine_error, model_error
+from adapters.exactness import in_flight, is_exact_as_launched, is_invariant
 from adapters.exchange import Address
-from adapters.folder import private_folder
+from adapters.folder import SOCKET_NAME, private_folder, remove_folder
 from adapters.http_client import EngineClient
 from adapters.vllm import calls
 from adapters.vllm.command import server_arguments, server_environment
-from adapters.vllm.memory import kv_cache_bytes, memory_need, value_bytes
+from adapters.vllm.memory import kv_cache_bytes, memory_need
 from adapters.vllm.model import kv_token_bytes, model_digest, read_config
-from adapters.vllm.pooling import pooled
+from adapters.vllm.options import kv_value_bytes
+from adapters.vllm.pooling import GROUP_INPUTS, pooled
 from adapters.vllm.preflight import check_environment, check_gpus, is_batch_invariant, with_binary, with_model
 from adapters.vllm.protocol import ENGINE, completion_body, error_of_response
 from adapters.vllm.stream import read_completion
 from contracts.engine import Chunk, EngineError, EngineMetrics, EngineProperties, EngineSpec, Finish, GenerateRequest
 from contracts.gpus import MemoryNeed
 
-#: vLLM binds its socket long before it listens; under the common name the folder would count as abandoned meanwhile.
-SOCKET_NAME: Final = "vllm.sock"
 _COUNTS_AT_ONCE: Final = 8
 
 
 class VllmAdapter(EngineServer):
     """One vLLM server: one model, one device mask (ORCH-3001). See `EngineAdapter` for the methods.
 
-    It gives equal texts for equal tasks only while each runs alone, so a server that is attached to must serve its
-    strict pool alone.
+    It gives equal texts for equal tasks only while each runs alone. A server that is attached to is not known to keep
+    that, so it is called exact only where the pool declares it (`batch_invariant`).
     """
 
     ENGINE = ENGINE
@@ -49,6 +47,7 @@ class VllmAdapter(EngineServer):
 
     async def memory_need(self) -> MemoryNeed:
         if self._spec.endpoint:
+            self._check_told_digest()
             return replace(ATTACHED_NEED, slots_max=self._spec.slots)
         self._spec = await with_model(self._spec)
         return await asyncio.to_thread(memory_need, self._spec)
@@ -62,7 +61,7 @@ class VllmAdapter(EngineServer):
         try:
             await check_gpus(spec, folder)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             raise
         api_key = secrets.token_urlsafe(32)
         return Launch(
@@ -80,13 +79,21 @@ class VllmAdapter(EngineServer):
 
     async def _look_around(self, client: EngineClient) -> None:
         """Have it compute once: there are faults with which an engine is healthy until it is used."""
+        self._check_told_digest()
         served = await calls.served_model(client, self._spec.model)
         self._ctx = served.max_model_len or self._spec.ctx
         try:
-            await calls.compute_one(client, self._spec.model, pooling=self._is_pooling)
+            await calls.compute_one(client, self._spec.model, self._spec.workload)
         except EngineError as error:
             message = f"the engine answers its health check and cannot compute: {error.info.message}"
             raise self._unready(message, error.kind, self._child.stderr_tail if self._child else ()) from error
+
+    def _check_told_digest(self) -> None:
+        """Raises EngineError (POOL_UNREADY, kind `model`) for a digest that an attached server does not show."""
+        spec = self._spec
+        if spec.endpoint and spec.model_digest and spec.model_digest.lower() != _digest_of_name(spec):
+            reason = f"whether {spec.endpoint} serves {spec.model_digest} cannot be checked: it tells a name only"
+            raise model_error(spec, reason, "take out `model_digest`, or take out `endpoint` and give `model_path`")
 
     def _refusal(self, status: int, body: bytes) -> EngineError:
         return error_of_response(status, body)
@@ -100,8 +107,8 @@ class VllmAdapter(EngineServer):
             what was on that connection, and where it runs one request at a time, it had to.
             """
             del attempt
-            model, pooling = self._spec.model, self._is_pooling
-            await calls.compute_one(client, model, pooling=pooling, timeout_s=CANCEL_WAIT_MS / 1000)
+            spec = self._spec
+            await calls.compute_one(client, spec.model, spec.workload, timeout_s=CANCEL_WAIT_MS / 1000)
             return True
 
         return Attempts(ENGINE, self._spec.slots, self._alive, has_let_go)
@@ -109,6 +116,16 @@ class VllmAdapter(EngineServer):
     @property
     def _is_pooling(self) -> bool:
         return self._spec.workload != "completion"
+
+    @property
+    def _group_inputs(self) -> int:
+        """How many inputs go at once. A launched server has as many rows in a batch as slots, one where that matters.
+
+        An attached one may compute all that it gets in one batch.
+        """
+        spec = self._spec
+        is_alone = spec.determinism == "strict" and not is_invariant(spec, known=is_batch_invariant(spec))
+        return 1 if spec.endpoint and is_alone else GROUP_INPUTS
 
     # --------------------------------------------------------------- properties
 
@@ -120,11 +137,11 @@ class VllmAdapter(EngineServer):
         """
         client, _ = self._running()
         spec = self._spec
-        digest, token_bytes = f"sha256:{hashlib.sha256(spec.model.encode()).hexdigest()}", 0
+        digest, token_bytes = _digest_of_name(spec), 0
         if not spec.endpoint:
             digest = await asyncio.to_thread(model_digest, spec)
             config = await asyncio.to_thread(read_config, spec)
-            token_bytes = kv_token_bytes(config, value_bytes(spec, config))
+            token_bytes = kv_token_bytes(config, kv_value_bytes(spec, config))
         return EngineProperties(
             engine_version=f"vllm {await calls.version(client)}",
             model_digest=digest,
@@ -132,7 +149,7 @@ class VllmAdapter(EngineServer):
             ctx=self._ctx,
             interruptible_decode=True,
             kv_token_bytes=token_bytes,
-            exact=is_exact(spec, known=is_batch_invariant(spec)),
+            exact=is_exact_as_launched(spec, known=is_batch_invariant(spec)),
         )
 
     async def metrics(self) -> EngineMetrics:
@@ -167,7 +184,7 @@ class VllmAdapter(EngineServer):
         attempt = attempts.begin(attempt_key)
         try:
             if self._is_pooling:
-                items = pooled(client, self._spec.model, attempt, request)
+                items = pooled(client, self._spec.model, attempt, request, self._group_inputs)
             else:
                 items = self._completion(client, attempt, request)
             async for item in items:
@@ -206,3 +223,7 @@ class VllmAdapter(EngineServer):
         if request.workload != self._spec.workload or (request.inputs is not None) != self._is_pooling:
             message = f"this pool serves {self._spec.workload}, not {request.workload}"
             raise engine_error("INVALID_PARAMS", message, engine=ENGINE, retriable=False)
+
+
+def _digest_of_name(spec: EngineSpec) -> str:
+    return f"sha256:{hashlib.sha256(spec.model.encode()).hexdigest()}"

@@ -10,7 +10,7 @@ from adapters.errors import engine_error
 from adapters.http_client import EngineClient
 from adapters.vllm import protocol
 from adapters.vllm.protocol import ENGINE, ServedModel
-from contracts.api import Message
+from contracts.api import Message, Workload
 from contracts.engine import EngineMetrics
 
 #: A first computation on a cold engine compiles kernels.
@@ -47,13 +47,21 @@ async def templated(client: EngineClient, model: str, messages: Sequence[Message
     return await _tokens(client, {"model": model, "messages": told, "add_generation_prompt": True})
 
 
-async def compute_one(client: EngineClient, model: str, *, pooling: bool, timeout_s: float = _PROBE_TIMEOUT_S) -> None:
-    """Have the engine compute one token, or one embedding, for nobody."""
-    if pooling:
-        await client.call("POST", "/v1/embeddings", {"model": model, "input": "a"}, timeout_s=timeout_s)
+async def compute_one(
+    client: EngineClient, model: str, workload: Workload, *, timeout_s: float = _PROBE_TIMEOUT_S
+) -> None:
+    """Have the engine compute one token, embedding or score for nobody, by the route that `workload` is served by.
+
+    A server has the routes of its model only: one of a cross-encoder gives no embeddings.
+    """
+    body: dict[str, Any]
+    if workload == "rerank":
+        path, body = "/v1/score", {"queries": "a", "documents": ["a"]}
+    elif workload == "embedding":
+        path, body = "/v1/embeddings", {"input": "a"}
     else:
-        body = {"model": model, "prompt": "a", "max_tokens": 1, "temperature": 0.0}
-        await client.call("POST", "/v1/completions", body, timeout_s=timeout_s)
+        path, body = "/v1/completions", {"prompt": "a", "max_tokens": 1, "temperature": 0.0}
+    await client.call("POST", path, {"model": model, **body}, timeout_s=timeout_s)
 
 
 async def _tokens(client: EngineClient, body: dict[str, Any]) -> list[int]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from adapters.vllm.options import context_tokens
 from contracts.engine import EngineSpec
 
 #: vLLM refuses to start where less of a GPU is free than this share, which it would take. It takes what we say
@@ -61,7 +62,7 @@ def _placement(spec: EngineSpec) -> list[str]:
     """
     if spec.accelerator == "gpu":
         return ["--tensor-parallel-size", str(max(gpu_count(spec), 1))]
-    step = ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(spec.ctx, spec.slots))]
+    step = ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(context_tokens(spec), spec.slots))]
     return ["--dtype", "float32", "--enforce-eager", *step]
 
 
@@ -71,7 +72,9 @@ def server_environment(
     """The environment: no inherited engine settings, exactly the devices of the mask, nothing from the network.
 
     The key goes through the environment because command lines are readable by every user. What the engine's processes
-    say to each other goes through `folder`, which is private and ends with them.
+    say to each other goes through `folder`, which is private and ends with them. They give themselves other titles,
+    for which they would write over their environments, and so over the mark by which they are found when they are
+    left behind (ORCH-3001); `SPT_NOENV` has the environments stay.
     """
     source = os.environ if base is None else base
     env = {name: value for name, value in source.items() if not name.startswith(("VLLM_", "PYTHON"))}
@@ -87,6 +90,7 @@ def server_environment(
         TRANSFORMERS_OFFLINE="1",
         NO_COLOR="1",
         PYTHONSAFEPATH="1",
+        SPT_NOENV="1",
     )
     if spec.accelerator == "cpu-dev":
         # One thread: sums of several depend on how work was shared out.

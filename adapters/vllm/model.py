@@ -6,6 +6,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from adapters.answers import UNREADABLE
 from adapters.digest import folder_digest
 from adapters.errors import model_error
 from contracts.engine import EngineSpec
@@ -88,7 +89,7 @@ def read_config(spec: EngineSpec) -> TextConfig:
     except OSError as error:
         reason = f"{spec.model_path!r}: config.json: {error.strerror or error}"
         raise model_error(spec, reason, "make it readable") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         reason = f"{spec.model_path!r}: config.json cannot be read ({error})"
         raise model_error(spec, reason, "put the right file there") from None
     return config.text_config or config

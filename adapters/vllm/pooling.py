@@ -1,7 +1,6 @@
 """Embeddings and scores of a vLLM pooling server: its answers, made one chunk an input (ORCH-3044).
 
-Numbers are passed on as the engine wrote them. Texts to embed go in groups, so that an answer is of bounded size;
-scores are small, and all documents of a query go at once.
+Numbers are passed on as the engine wrote them. Inputs go in groups, so that an answer is of bounded size.
 """
 
 from collections.abc import AsyncIterator
@@ -50,17 +49,16 @@ _decode_number = msgspec.json.Decoder(float).decode
 
 
 async def pooled(
-    client: EngineClient, model: str, attempt: Attempt, request: GenerateRequest
+    client: EngineClient, model: str, attempt: Attempt, request: GenerateRequest, group_inputs: int = GROUP_INPUTS
 ) -> AsyncIterator[Chunk | Finish]:
     """One chunk an input, in their order, then the `Finish`. Ends without it only when the attempt is canceled.
 
-    Raises EngineError.
+    `group_inputs` go to the engine at once, which may compute them in one batch. Raises EngineError.
     """
     inputs = request.inputs or []
     tokens_in = 0
-    size = GROUP_INPUTS if request.workload == "embedding" else max(len(inputs), 1)
-    for begin in range(0, len(inputs), size):
-        group = inputs[begin : begin + size]
+    for begin in range(0, len(inputs), group_inputs):
+        group = inputs[begin : begin + group_inputs]
         path, body = _call(model, request, group)
         response = await attempt.run(attempt.keep(client.open(path, body)))
         if response is None or attempt.canceled:
@@ -69,7 +67,7 @@ async def pooled(
         response.close()
         if answer is None:
             return
-        texts, tokens = _read(answer, request.workload, len(group))
+        texts, tokens = _read(answer, request.workload, len(group), begin)
         tokens_in += tokens
         for text in texts:
             yield Chunk(text)
@@ -108,13 +106,15 @@ async def _whole(attempt: Attempt, response: ResponseStream) -> bytes | None:
         parts.append(data)
 
 
-def _read(answer: bytes, workload: str, count: int) -> tuple[list[str], int]:
-    """The chunks' texts of `count` inputs, and the tokens that the engine read for them. Raises EngineError."""
+def _read(answer: bytes, workload: str, count: int, begin: int) -> tuple[list[str], int]:
+    """The chunks' texts of `count` inputs from `begin` on, and the tokens read for them. Raises EngineError."""
     decode = _embedded if workload == "embedding" else _scored
-    order, texts, tokens = decoded(decode, answer, f"{count} inputs", ENGINE)
+    order, numbers, tokens = decoded(decode, answer, f"{count} inputs", ENGINE)
     if order != list(range(count)):
         raise worker_reset("the engine did not answer each input once, in order", ENGINE)
-    return texts, tokens
+    if workload == "embedding":
+        return numbers, tokens
+    return [f'{{"index":{begin + index},"score":{score}}}' for index, score in zip(order, numbers, strict=True)], tokens
 
 
 def _embedded(answer: bytes) -> tuple[list[int], list[str], int]:
@@ -129,5 +129,5 @@ def _scored(answer: bytes) -> tuple[list[int], list[str], int]:
     told = _decode_scores(answer)
     for entry in told.data:
         _decode_number(entry.score)
-    texts = [f'{{"index":{entry.index},"score":{bytes(entry.score).decode()}}}' for entry in told.data]
-    return [entry.index for entry in told.data], texts, told.usage.prompt_tokens
+    scores = [bytes(entry.score).decode() for entry in told.data]
+    return [entry.index for entry in told.data], scores, told.usage.prompt_tokens

@@ -13,7 +13,6 @@ import asyncio
 import hashlib
 import hmac
 import secrets
-import struct
 from collections.abc import Callable
 from typing import Any, Final, Literal, cast
 
@@ -21,6 +20,7 @@ import msgspec
 import structlog
 
 from contracts.messages import encode
+from orchestrator.cluster.outbox import LENGTH, Outbox
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +29,6 @@ HANDSHAKE_FRAME_BYTES_MAX: Final = 4096
 SEND_BUFFER_BYTES_MAX: Final = 128 * 1024 * 1024
 HANDSHAKE_TIMEOUT_S: Final = 5.0
 
-_LENGTH = struct.Struct(">I")
 _NONCE_BYTES = 32
 
 Role = Literal["ingress", "replica", "manager", "scheduler"]
@@ -51,7 +50,7 @@ class ChannelError(ConnectionError):
 def _mac(secret: bytes, side: str, *parts: bytes) -> bytes:
     digest = hmac.new(secret, side.encode(), hashlib.sha256)
     for part in parts:
-        digest.update(_LENGTH.pack(len(part)))
+        digest.update(LENGTH.pack(len(part)))
         digest.update(part)
     return digest.digest()
 
@@ -86,7 +85,7 @@ class Connection(asyncio.Protocol):
         self._nonce = secrets.token_bytes(_NONCE_BYTES)
         self._transport: asyncio.Transport | None = None
         self._inbox = bytearray()
-        self._outbox: list[bytes] = []
+        self._outbox: Outbox | None = None
         self._receive = self._handshake_frame
         self._frame_max = HANDSHAKE_FRAME_BYTES_MAX
         self._deadline: asyncio.TimerHandle | None = None
@@ -95,31 +94,26 @@ class Connection(asyncio.Protocol):
 
     def send(self, message: msgspec.Struct) -> None:
         """Queue a message; it leaves at the end of this event-loop turn. No-op once closed."""
-        if self.closed:
-            return
-        if not self._outbox:
-            self._loop.call_soon(self._flush)
-        body = encode(message)
-        self._outbox.append(_LENGTH.pack(len(body)))
-        self._outbox.append(body)
+        if not self.closed and self._outbox is not None:
+            self._outbox.send(message)
 
-    def _flush(self) -> None:
-        if self.closed or self._transport is None:
-            self._outbox.clear()
-            return
-        self._transport.write(b"".join(self._outbox))
-        self._outbox.clear()
-        if self._transport.get_write_buffer_size() > SEND_BUFFER_BYTES_MAX:
+    def send_in_turn(self, message: msgspec.Struct, size_bytes: int) -> bool:
+        """Queue a large message, of about `size_bytes`, once little enough is on its way. False: too many wait."""
+        return self.closed or self._outbox is None or self._outbox.send_in_turn(message, size_bytes)
+
+    def _flushed(self, waiting_bytes: int) -> None:
+        if not self.closed and waiting_bytes > SEND_BUFFER_BYTES_MAX:
             self._abort(f"{self.peer_id} does not read; {SEND_BUFFER_BYTES_MAX} bytes wait for it")
 
     def _send_raw(self, body: bytes) -> None:
         assert self._transport is not None
-        self._transport.write(_LENGTH.pack(len(body)) + body)
+        self._transport.write(LENGTH.pack(len(body)) + body)
 
     def close(self) -> None:
         """End the connection; queued messages still leave."""
         if not self.closed and self._transport is not None:
-            self._flush()
+            if self._outbox is not None:
+                self._outbox.write_all()
             self._transport.close()
 
     def _abort(self, why: str) -> None:
@@ -133,6 +127,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from asyncio's
+        self._outbox = Outbox(self._transport, self._flushed)
         self._deadline = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._abort, "handshake timed out")
         if self._hello is None:
             self._send_raw(self._nonce)
@@ -142,7 +137,7 @@ class Connection(asyncio.Protocol):
         inbox += data
         start, end = 0, len(inbox)
         while end - start >= 4:
-            (length,) = _LENGTH.unpack_from(inbox, start)
+            (length,) = LENGTH.unpack_from(inbox, start)
             if length > self._frame_max:
                 self._abort(f"frame of {length} bytes is over the limit of {self._frame_max}")
                 return
@@ -162,7 +157,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
-        self._outbox.clear()
+        if self._outbox is not None:
+            self._outbox.clear()
         if self._deadline is not None:
             self._deadline.cancel()
         if not self.opened.done():

@@ -59,13 +59,14 @@ class Preload:
         Raises EngineError with the kind of what is in the way, and numbers where memory is short.
         """
         need = await adapter.memory_need()
+        asked = min(slots, need.slots_max or slots)
         self._watch.renew()
         try:
-            prepared = await asyncio.to_thread(self._fit, min(slots, need.slots_max or slots), need)
+            prepared = await asyncio.to_thread(self._fit, asked, need)
         except (MaskError, HeadroomError, GpuError) as unfit:
             raise self._unready(str(unfit), unfit.kind) from None
-        if prepared.spec.slots < slots:
-            log.warning("slots.capped", replica_id=self._spec.replica_id, asked=slots, fit=prepared.spec.slots)
+        if prepared.spec.slots < asked:
+            log.warning("slots.capped", replica_id=self._spec.replica_id, asked=asked, fit=prepared.spec.slots)
         return prepared
 
     def _fit(self, slots: int, need: MemoryNeed) -> Prepared:

@@ -21,6 +21,18 @@ NO_SUCH_SESSION: Final = ErrorInfo(
     "NOT_FOUND", "no such session; none of its tasks was admitted here, or its time is over", retriable=False
 )
 NO_TRANSCRIPT: Final = ErrorInfo("NOT_FOUND", "the task has no transcript yet", retriable=True)
+TRANSCRIPT_GONE: Final = ErrorInfo(
+    "NOT_FOUND",
+    "the task has ended and what it made is no longer kept; submit it again under a new task_id",
+    retriable=False,
+)
+TRANSCRIPTS_WAIT: Final = ErrorInfo(
+    "ADMISSION_REJECT",
+    "too many results of ended tasks are asked for at once; try again shortly",
+    retriable=True,
+    retry_after_ms=1000,
+    policy_label="reject",
+)
 
 
 def no_such_pool(pool_id: str, known: str) -> ErrorInfo:
@@ -74,7 +86,10 @@ class Queries:
         if self._core.task(message.task_id, message.tenant) is None:
             return wire.Failed(message.req, NO_SUCH_TASK)
         tokens = self._transcripts.get(message.task_id)
-        return wire.Failed(message.req, NO_TRANSCRIPT) if tokens is None else wire.Transcript(message.req, tokens)
+        if tokens is not None:
+            return wire.Transcript(message.req, tokens)
+        has_ended = self._core.outcome(message.task_id, message.tenant) is not None
+        return wire.Failed(message.req, TRANSCRIPT_GONE if has_ended else NO_TRANSCRIPT)
 
     def metrics(self, message: wire.GetMetrics) -> Frame:
         return wire.MetricsText(message.req, self._telemetry.render(self._core, self._clock()))

@@ -22,6 +22,7 @@ from orchestrator.cluster.connection import ChannelError, Connection
 from orchestrator.cluster.gpus.watch import GpuFault
 from orchestrator.cluster.preload import Preload, replica_info
 from orchestrator.cluster.replica_service import ReplicaService
+from orchestrator.cluster.reports import send_report
 from orchestrator.cluster.self_test import self_test
 from orchestrator.cluster.transcript import TokenFlow
 
@@ -53,8 +54,7 @@ class ReplicaHost:
         self._make_adapter = make_adapter
         self._secret = secret
         self._locate = locate
-        self._node_id = node_id
-        self._host = host
+        self._node_id, self._host = node_id, host
         self._flow = TokenFlow()
         self._server = ChannelServer(secret, wire.ToReplica, _ignore, self._received, self._flow.disconnect)
         self._endpoint: wire.Endpoint | None = None
@@ -92,7 +92,7 @@ class ReplicaHost:
 
     def _report(self, message: msgspec.Struct) -> None:
         if self._link is not None:
-            self._link.send(message)
+            send_report(self._link, message)
 
     async def _keep_linked(self) -> None:
         while True:

@@ -21,7 +21,7 @@ from contracts.tasks import RESULT_BYTES_MAX
 from orchestrator.cluster.attempt import Attempt, Result, outcome_of
 from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.ended import EndedAttempts
-from orchestrator.cluster.measuring import count_prompt
+from orchestrator.cluster.measuring import Measurements
 from orchestrator.cluster.transcript import ResumeMismatchError, TokenFlow, Transcript
 
 log = structlog.get_logger(__name__)
@@ -52,6 +52,7 @@ class ReplicaService:
         self._early: dict[tuple[Connection, int], wire.Subscribe] = {}
         self._dirty: dict[Transcript, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._measurements = Measurements(adapter, report, self._spawn)
         self.broken = asyncio.Event()
 
     # --------------------------------------------------------------------- attempts
@@ -179,14 +180,7 @@ class ReplicaService:
     # --------------------------------------------------------------------- measuring
 
     def measure(self, message: wire.Measure) -> None:
-        self._spawn(self._measure(message))
-
-    async def _measure(self, message: wire.Measure) -> None:
-        try:
-            tokens, error = await count_prompt(self._adapter, _REQUEST.decode(message.payload), message.ctx), None
-        except EngineError as failed:
-            tokens, error = 0, failed.info
-        self._report(ev.PromptMeasured(message.task_id, message.measurement, tokens, error))
+        self._measurements.start(message)
 
     # -------------------------------------------------------------------- subscribers
 

@@ -22,7 +22,7 @@ from orchestrator.cluster.decisions import DecisionLog
 from orchestrator.cluster.live import LiveTask
 from orchestrator.cluster.planning import NS_PER_MS, admission_of, paused_metrics, plan, running_metrics
 from orchestrator.cluster.pool_dialogue import REQUESTS, PoolDialogue
-from orchestrator.cluster.queries import NO_SUCH_SESSION, NO_SUCH_TASK, QUESTIONS, Queries
+from orchestrator.cluster.queries import NO_SUCH_SESSION, NO_SUCH_TASK, QUESTIONS, TRANSCRIPTS_WAIT, Queries
 from orchestrator.cluster.telemetry import Telemetry
 from orchestrator.core.scheduler import Scheduler
 
@@ -181,6 +181,9 @@ class SchedulerService:
         self._live.pop(command.task_id, None)
         self._transcripts.pop(command.task_id, None)
 
+    def _drop_transcript(self, command: ev.DropTranscript) -> None:
+        self._transcripts.pop(command.task_id, None)
+
     def _refuse(self, command: ev.RefuseReplica) -> None:
         log.error("replica.refused", replica_id=command.replica_id, reason=command.reason)
         replica = self._replicas.get(command.replica_id)
@@ -220,7 +223,10 @@ class SchedulerService:
         kind = type(message)
         if kind in QUESTIONS and connection.role == "ingress":
             reply = self._queries.answer(message)
-            if reply is not None:
+            if isinstance(reply, wire.Transcript):
+                if not connection.send_in_turn(reply, len(reply.tokens)):
+                    connection.send(wire.Failed(message.req, TRANSCRIPTS_WAIT))
+            elif reply is not None:
                 connection.send(reply)
             return
         handler = _HANDLE[connection.role].get(kind)
@@ -341,6 +347,7 @@ _PERFORM: Final[dict[type, Callable[[SchedulerService, Any], None]]] = {
     ev.AnswerCancel: SchedulerService._answer_cancel,
     ev.AnswerClose: SchedulerService._answer_close,
     ev.Forget: SchedulerService._forget,
+    ev.DropTranscript: SchedulerService._drop_transcript,
     ev.RefuseReplica: SchedulerService._refuse,
     pools.OrderReplica: lambda service, command: service._pools.order(command),
     pools.RetireReplica: lambda service, command: service._pools.order(command),

@@ -12,6 +12,9 @@ from contracts.engine import Chunk, EngineAdapter, EngineError, EngineSpec, Fini
 from contracts.errors import ErrorInfo
 
 TIMEOUT_S: Final = 60.0
+#: About as many tokens: enough for what each of them takes to show beside what any task takes.
+LONG_WORDS: Final = 256
+BYTES_PER_TOKEN_GUESS: Final = 4
 _INPUTS: Final = ["The capital of France is Paris.", "Queues are fair when nobody starves."]
 #: The first task of each workload is run to its end, the second is canceled after what comes first of it.
 TASKS: Final[dict[Workload, tuple[GenerateRequest, GenerateRequest]]] = {
@@ -43,6 +46,14 @@ class Shown(NamedTuple):
     result_bytes: int = 0
 
 
+class _Computed(NamedTuple):
+    """How long some inputs took, how many tokens they have, and how long the first result is."""
+
+    took_ns: int
+    tokens: int
+    result_bytes: int
+
+
 async def self_test(adapter: EngineAdapter, spec: EngineSpec) -> Shown:
     """Readiness is generated tokens or numbers, not a health page. Raises EngineError (POOL_UNREADY)."""
     whole, canceled = TASKS[spec.workload]
@@ -69,23 +80,39 @@ async def _decode(adapter: EngineAdapter, spec: EngineSpec, request: GenerateReq
 
 
 async def _compute(adapter: EngineAdapter, spec: EngineSpec, request: GenerateRequest) -> Shown:
-    """One result for each input, and the time that each of their tokens took."""
+    """Results of few and of many tokens, and the time that each token more took."""
+    short = await _results(adapter, spec, request)
+    # No vocabulary makes more tokens than bytes, and a template may take the other half of the context.
+    words = max(1, min(LONG_WORDS, spec.ctx // 2 // len("word ")))
+    longer = await _results(adapter, spec, msgspec.structs.replace(request, inputs=[" ".join(["word"] * words)]))
+    more_tokens = longer.tokens - short.tokens
+    # Where the short ones took longer, as a first task may, there is no slope: the mean has to do.
+    token_ns = (longer.took_ns - short.took_ns) // more_tokens if more_tokens > 0 else 0
+    if token_ns <= 0:
+        token_ns = longer.took_ns // longer.tokens
+    return Shown(max(1, token_ns), short.result_bytes if spec.workload == "embedding" else 0)
+
+
+async def _results(adapter: EngineAdapter, spec: EngineSpec, request: GenerateRequest) -> "_Computed":
+    """One result for each input, their tokens (about, where the engine does not count) and their time."""
+    inputs = request.inputs or []
     began_ns, results, finish = time.monotonic_ns(), list[str](), None
     async for item in adapter.generate("self-test", request):
         if isinstance(item, Chunk):
             results.append(item.text)
         else:
             finish = item
-    if len(results) != len(request.inputs or ()) or finish is None:
-        raise _failed(spec, f"gave {len(results)} results for {len(_INPUTS)} inputs and {'an' if finish else 'no'} end")
+    took_ns = time.monotonic_ns() - began_ns
+    if len(results) != len(inputs) or finish is None:
+        raise _failed(spec, f"gave {len(results)} results for {len(inputs)} inputs and {'an' if finish else 'no'} end")
     try:
         decoded = [_RESULTS[spec.workload].decode(result) for result in results]
     except msgspec.DecodeError as error:
         raise _failed(spec, f"gave a result that is no {spec.workload}: {error}") from None
     if not all(decoded):
         raise _failed(spec, "gave an embedding without numbers")
-    token_ns = (time.monotonic_ns() - began_ns) // max(1, finish.tokens_in)
-    return Shown(max(1, token_ns), len(results[0]) if spec.workload == "embedding" else 0)
+    tokens = finish.tokens_in or len("".join(inputs).encode()) // BYTES_PER_TOKEN_GUESS
+    return _Computed(took_ns, max(1, tokens), len(results[0]))
 
 
 async def _cancel(adapter: EngineAdapter, spec: EngineSpec, request: GenerateRequest) -> None:

@@ -137,8 +137,9 @@ class TaskStream:
                     yield end
                     return
                 if self._outcome is not None and not await self._tail(self._outcome):
-                    for event in await self._from_transcript(task, self._outcome):
-                        yield event
+                    events = await self._from_transcript(task, self._outcome)
+                    while events:  # let go of the tokens as soon as they are told
+                        yield events.pop(0)
                     return
                 if self._plan is not None:
                     planned, self._plan = self._plan, None

@@ -43,6 +43,7 @@ def ended(state: State, event: AttemptEnded) -> None:
             _free_slot(state, event.replica_id, event.task_id, event.attempt)
         return
     _let_go(record)
+    record.transcript_bytes = max(record.transcript_bytes, event.transcript_bytes)
     if event.tokens_out > record.tokens_out:
         record.tokens_out, record.tokens_digest = event.tokens_out, event.digest
     if event.result == "finished":

@@ -73,15 +73,18 @@ def _learn_chance(record: TaskRecord, on_time: bool) -> None:
 
 def _learn_service(record: TaskRecord, event: AttemptEnded, slot_ns: int) -> None:
     task = record.task
+    # Of an engine that does not count, times are learnt over what was estimated; sizes are not: it would be an echo.
+    tokens_in = event.tokens_in or record.prompt_tokens
+    prompt_bytes = task.prompt_bytes if event.tokens_in else 0
     if not task.decodes:
         prefill_ns = event.first_token_ns + event.decode_ns
-        record.home.predictor.prefilled(task.prompt_bytes, event.tokens_in, event.tokens_cached, prefill_ns, slot_ns)
+        record.home.predictor.prefilled(prompt_bytes, tokens_in, event.tokens_cached, prefill_ns, slot_ns)
         return
     record.home.predictor.served(
         task.tenant,
         task.workload,
-        task.prompt_bytes,
-        event.tokens_in,
+        prompt_bytes,
+        tokens_in,
         event.tokens_cached,
         event.tokens_out,
         task.max_tokens,

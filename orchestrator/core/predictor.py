@@ -103,11 +103,13 @@ class Predictor:
 
     def prefilled(self, prompt_bytes: int, tokens_in: int, tokens_cached: int, prefill_ns: int, slot_ns: int) -> None:
         """A task that decodes nothing finished: all of its time went into its inputs."""
+        if tokens_in <= 0:
+            return
         if prefill_ns > 0:
             self._prefill.learn(tokens_in - tokens_cached if tokens_in > tokens_cached else 1, prefill_ns)
-        if prompt_bytes > 0 and tokens_in > 0:
+        if prompt_bytes > 0:
             self._bytes.learn(prompt_bytes, tokens_in)
-        self._slot.learn(slot_ns, tokens_in or 1)
+        self._slot.learn(slot_ns, tokens_in)
         self._reckon()
 
     def _reckon(self) -> None:

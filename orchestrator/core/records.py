@@ -142,10 +142,11 @@ class TaskRecord:
         self.rescued = False
         #: The waiting task that this one's slot was taken for.
         self.hands_over_to: TaskRecord | None = None
+        #: Of the attempts that are over; 0 once it was dropped.
+        self.transcript_bytes = 0
         # from the end
         self.outcome: Outcome | None = None
         self.ended_ns = 0
-        self.transcript_bytes = 0
         self.expired = False
 
     @property

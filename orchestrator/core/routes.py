@@ -67,7 +67,8 @@ class Routes:
     def find(self, task: TaskInfo) -> ReplicaSet | ErrorInfo:
         """The set to serve `task`, or INVALID_PARAMS with what is served instead.
 
-        Of several that fit, the first with a Ready replica in configuration order.
+        Of several that fit, strict ones before others where the task leaves determinism open, the first with a Ready
+        replica in configuration order.
         """
         models = self._served.get(task.engine)
         if models is None:
@@ -78,22 +79,16 @@ class Routes:
         if not sets:
             served = ", ".join(self.names(task.engine)) or "nothing"
             return invalid(f"model {task.model_ref!r} is not served by {task.engine}; served: {served}", task.engine)
-        if not any(task.workload in home.policy.workloads for home in sets):
-            served = _listed({workload: None for home in sets for workload in home.policy.workloads})
-            return invalid(
-                f"workload {task.workload!r} is not served by {task.model_ref}; served: {served}", task.engine
-            )
-        fitting: ReplicaSet | None = None
-        refusal: ErrorInfo | None = None
-        for home in sets:
-            misfit = _misfit(home, task)
-            if misfit is not None:
-                refusal = misfit
-            elif home.ready:
+        fitting = _fitting(sets, task)
+        if isinstance(fitting, ErrorInfo):
+            return fitting
+        if not task.determinism:
+            # What is left open is strict wherever a strict set fits, Ready or not (ORCH-3045).
+            fitting = [home for home in fitting if home.policy.determinism == "strict"] or fitting
+        for home in fitting:
+            if home.ready:
                 return self._side(home, task)
-            else:
-                fitting = fitting or home
-        return fitting or refusal or invalid("no replica set serves this task", task.engine)
+        return fitting[0]
 
     def _with_digest(self, task: TaskInfo) -> list[ReplicaSet]:
         """The sets whose replicas have the model of exactly this digest."""
@@ -110,38 +105,39 @@ class Routes:
         if not self._canaries or task.model_ref.startswith(DIGEST_PREFIX):
             return home
         for main, percent, canary in self._canaries:
-            if main is home and percentile(task.session_id) < percent and canary.ready and not _misfit(canary, task):
-                return canary
+            if main is home and percentile(task.session_id) < percent and canary.ready:
+                return home if isinstance(_fitting([canary], task), ErrorInfo) else canary
         return home
 
 
-def _misfit(home: ReplicaSet, task: TaskInfo) -> ErrorInfo | None:
-    policy = home.policy
-    if task.workload not in policy.workloads:
-        return invalid(
-            f"workload {task.workload!r} is not served by {task.model_ref}; served: {_listed(policy.workloads)}",
-            policy.engine,
-        )
-    if task.determinism == "strict" and policy.determinism == "best_effort":
-        return invalid(
-            f"determinism 'strict' is not kept by the pools that serve {task.model_ref}; send 'best_effort'",
-            policy.engine,
-        )
-    if task.sampler_profile_version != policy.sampler_profile_version:
-        return invalid(
-            f"sampler_profile_version {task.sampler_profile_version!r} is not served by {task.model_ref};"
-            f" served: {policy.sampler_profile_version}",
-            policy.engine,
-        )
-    if task.priority not in home.tier_of:
-        return invalid(
-            f"priority {task.priority!r} is not served by {task.model_ref}; served: {_listed(home.tier_of)}",
-            policy.engine,
-        )
+def _fitting(sets: list[ReplicaSet], task: TaskInfo) -> list[ReplicaSet] | ErrorInfo:
+    """The sets that can serve `task`, one condition after the other; what the last of them lack, if none can.
+
+    In this order, so that a set of another workload never stands for what the sets of the task's own would say.
+    """
+    name, engine = task.model_ref, task.engine
+    of_workload = [home for home in sets if task.workload in home.policy.workloads]
+    if not of_workload:
+        served = _listed({workload: None for home in sets for workload in home.policy.workloads})
+        return invalid(f"workload {task.workload!r} is not served by {name}; served: {served}", engine)
+    kept = [home for home in of_workload if task.determinism != "strict" or home.policy.determinism == "strict"]
+    if not kept:
+        return invalid(f"determinism 'strict' is not kept by the pools that serve {name}; send 'best_effort'", engine)
+    profile = task.sampler_profile_version
+    of_profile = [home for home in kept if home.policy.sampler_profile_version == profile]
+    if not of_profile:
+        served = _listed({home.policy.sampler_profile_version: None for home in kept})
+        return invalid(f"sampler_profile_version {profile!r} is not served by {name}; served: {served}", engine)
+    of_class = [home for home in of_profile if task.priority in home.tier_of]
+    if not of_class:
+        served = _listed({priority: None for home in of_profile for priority in home.tier_of})
+        return invalid(f"priority {task.priority!r} is not served by {name}; served: {served}", engine)
     # ORCH-3014, OC-CORE-1020: refused before it is enqueued.
-    if task.ctx > policy.ctx:
-        return invalid(f"ctx {task.ctx} is over the model's limit of {policy.ctx}", policy.engine)
-    return None
+    roomy = [home for home in of_class if task.ctx <= home.policy.ctx]
+    if not roomy:
+        ctx_max = max([home.policy.ctx for home in of_class])
+        return invalid(f"ctx {task.ctx} is over the model's limit of {ctx_max}", engine)
+    return roomy
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 from contracts.errors import ErrorInfo
 from contracts.policies import SchedulerConfig
-from contracts.scheduling import Admit, AnswerCancel, AnyCommand, Finish, Forget, Reject
+from contracts.scheduling import Admit, AnswerCancel, AnyCommand, DropTranscript, Finish, Forget, Reject
 from contracts.tasks import Outcome
 from orchestrator.core.flows import Flow
 from orchestrator.core.lifecycle import advance
@@ -101,7 +101,8 @@ class State:
         advance(record, outcome.state)
         record.outcome = outcome
         record.ended_ns = self.now_ns
-        record.transcript_bytes = transcript_bytes
+        # An attempt whose transcript never came leaves that of one before it.
+        record.transcript_bytes = max(record.transcript_bytes, transcript_bytes)
         record.replica = None
         set_id = record.home.policy.set_id
         self.timers.disarm(record.task.task_id)
@@ -121,6 +122,8 @@ class State:
         while (record := self.retention.pop_surplus(self.now_ns)) is not None:
             record.expired = True
             self.forget_if_over(record)
+        while (record := self.retention.drop_transcript()) is not None:
+            self.out.append(DropTranscript(record.home.policy.set_id, record.task.task_id))
         # The oldest kept changes with every end; a wake-up that is too early for it is left as it is.
         expiry_ns = self.retention.next_expiry_ns()
         if expiry_ns is None:

@@ -27,6 +27,7 @@ from orchestrator.ingress.http import (
     Scope,
     Send,
 )
+from orchestrator.ingress.result_memory import ResultMemory
 from orchestrator.ingress.results import Events, first_wanted, gathered
 from orchestrator.ingress.settings import IngressSettings
 from orchestrator.ingress.sse import last_event_id
@@ -46,16 +47,17 @@ _TASKS = "/v1/tasks"
 _SESSIONS = "/v1/sessions"
 
 
-def build_app(gateway: Gateway, settings: IngressSettings) -> ASGIApp:
+def build_app(gateway: Gateway, settings: IngressSettings, memory: ResultMemory | None = None) -> ASGIApp:
     """Both planes over `gateway`. Reads the OpenAPI documents, so raises OSError when one is missing."""
-    return Ingress(gateway, settings)
+    return Ingress(gateway, settings, memory or ResultMemory())
 
 
 class Ingress:
     """Routes, authenticates, and turns every failure into the envelope (ORCH-2006)."""
 
-    def __init__(self, gateway: Gateway, settings: IngressSettings) -> None:
+    def __init__(self, gateway: Gateway, settings: IngressSettings, memory: ResultMemory) -> None:
         self._gateway = gateway
+        self._memory = memory
         self._settings = settings
         self._auth = Authenticator(settings)
         self._departures = Departures(gateway, settings.cancel_timeout_ms)
@@ -141,7 +143,7 @@ class Ingress:
             if one_call:
                 after = first_wanted(after, task.workload)
                 admission, opened = await self._gateway.open(task, submission.request, after)
-                events = gathered(opened, task.workload)
+                events = gathered(opened, task, self._memory)
             else:
                 admission = await self._gateway.submit(task, submission.request)
         except OrchError as error:
@@ -167,8 +169,7 @@ class Ingress:
 
     async def _read_submission(self, request: Request, one_call: bool) -> Submission:
         """Body to task; what is refused here never reaches the scheduler, so it is counted here."""
-        body = b""
-        limit = self._settings.body_max_bytes
+        body, limit = b"", self._settings.body_max_bytes
         try:
             body = await request.read_body(limit)
             return parse_submission(body, request.tenant, request.correlation_id, one_call, request.client)
@@ -189,11 +190,10 @@ class Ingress:
 
     async def _stream(self, request: Request, name: str) -> None:
         """ORCH-2002. Asks for the task first: an unknown one is a 404, not a stream with an error in it."""
-        task_id = parse_task_id(name)
-        after = last_event_id(request.headers)
-        kind = (await self._gateway.task_info(task_id, request.tenant)).workload
-        events = gathered(self._gateway.stream(task_id, request.tenant, first_wanted(after, kind)), kind)
-        await self._send_stream(request, task_id, events, [])
+        task_id, after = parse_task_id(name), last_event_id(request.headers)
+        task = await self._gateway.task_info(task_id, request.tenant)
+        events = self._gateway.stream(task_id, request.tenant, first_wanted(after, task.workload))
+        await self._send_stream(request, task_id, gathered(events, task, self._memory), [])
 
     async def _send_stream(self, request: Request, task_id: str, events: Events, headers: Headers) -> None:
         stream = EventStream(request, self._settings.keepalive_ms)

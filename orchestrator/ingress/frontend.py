@@ -16,8 +16,10 @@ from contracts.gateway import Gateway, Tokens
 from orchestrator.ingress.app import build_app
 from orchestrator.ingress.bodies import read_json
 from orchestrator.ingress.control import DRAIN, RELOAD, accept, list_pools, parse_pool_id, versioned_capabilities
+from orchestrator.ingress.result_memory import ResultMemory
 from orchestrator.ingress.results import EndWithResults, first_wanted, gathered
 from orchestrator.ingress.settings import IngressSettings
+from orchestrator.ingress.streaming import release
 from orchestrator.ingress.submission import parse_session_id, parse_submission, parse_task_id
 
 _NAMES: dict[type, str] = {Started: "started", Metrics: "metrics", End: "end", ErrorInfo: "error"}
@@ -27,7 +29,8 @@ class Frontend:
     """One ingress replica's API. Methods raise `OrchError`."""
 
     def __init__(self, gateway: Gateway, settings: IngressSettings) -> None:
-        self.asgi = build_app(gateway, settings)
+        self._memory = ResultMemory()
+        self.asgi = build_app(gateway, settings, self._memory)
         self._gateway = gateway
 
     async def submit(self, request: dict[str, Any], tenant: str) -> dict[str, Any]:
@@ -38,16 +41,20 @@ class Frontend:
     async def stream(self, task_id: str, tenant: str, after: int) -> AsyncIterator[dict[str, Any]]:
         """Events as `{"event": name, "data": {...}}`, one for each token, ending with `end` or `error`."""
         task_id = parse_task_id(task_id)
-        workload = (await self._gateway.task_info(task_id, tenant)).workload
-        events = self._gateway.stream(task_id, tenant, first_wanted(after, workload))
-        async for event in gathered(events, workload):
-            if isinstance(event, Tokens):
-                for token in event.each():
-                    yield {"event": "token", "data": _plain(token)}
-            elif isinstance(event, EndWithResults):
-                yield {"event": "end", "data": msgspec.json.decode(event.encoded())}
-            else:
-                yield {"event": _NAMES[type(event)], "data": _plain(event)}
+        task = await self._gateway.task_info(task_id, tenant)
+        source = self._gateway.stream(task_id, tenant, first_wanted(after, task.workload))
+        events = gathered(source, task, self._memory)
+        try:
+            async for event in events:
+                if isinstance(event, Tokens):
+                    for token in event.each():
+                        yield {"event": "token", "data": _plain(token)}
+                elif isinstance(event, EndWithResults):
+                    yield {"event": "end", "data": msgspec.json.decode(event.encoded())}
+                else:
+                    yield {"event": _NAMES[type(event)], "data": _plain(event)}
+        finally:
+            await release(events)
 
     async def cancel(self, task_id: str, tenant: str) -> None:
         """Cancel a task; no token of it follows."""

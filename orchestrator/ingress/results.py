@@ -12,24 +12,23 @@ import msgspec
 
 from contracts.api import End, Rank
 from contracts.gateway import EventSource, StreamEvent, Tokens
-from contracts.tasks import RESULT_BYTES_MAX
+from contracts.tasks import RESULT_BYTES_MAX, TaskInfo
 from orchestrator.ingress.errors import internal, refuse
+from orchestrator.ingress.result_memory import ResultMemory
 
-_FIELDS: Final = {"embedding": "embeddings", "rerank": "ranks"}
+_FIELDS: Final = {"embedding": b"embeddings", "rerank": b"ranks"}
 _decode_rank: Final = msgspec.json.Decoder(Rank).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
 class EndWithResults(msgspec.Struct, frozen=True):
-    """An `End` and its results: the text of a JSON array that stands under `field`."""
+    """An `End` and its results, one JSON object in pieces: they are joined once, into what is sent."""
 
-    end: End
-    field: str
-    results: bytes
+    parts: list[bytes]
 
     def encoded(self) -> bytes:
-        """All of it as one JSON object."""
-        return b'%b,"%b":%b}' % (_encode(self.end)[:-1], self.field.encode(), self.results)
+        """All of it."""
+        return b"".join(self.parts)
 
 
 ClientEvent = StreamEvent | EndWithResults
@@ -38,13 +37,16 @@ ClientEvent = StreamEvent | EndWithResults
 class Gathered:
     """Events of an embedding or a rerank without its tokens; the `End` carries what they were.
 
-    Read the task's stream from its first token on. What is held is bounded by RESULT_BYTES_MAX.
+    Read the task's stream from its first token on. What is held is bounded by RESULT_BYTES_MAX, and with what other
+    streams hold by `memory`, until this one is closed.
     """
 
-    def __init__(self, events: EventSource, workload: str) -> None:
+    def __init__(self, events: EventSource, workload: str, items: int, memory: ResultMemory) -> None:
         self._events = events
         self._workload = workload
-        self._texts: list[str] = []
+        self._items = items
+        self._share = memory.share()
+        self._texts: list[bytes] = []
         self._size = 0
 
     def __aiter__(self) -> AsyncIterator[ClientEvent]:
@@ -53,11 +55,7 @@ class Gathered:
     async def __anext__(self) -> ClientEvent:
         async for event in self._events:
             if isinstance(event, Tokens):
-                self._texts += event.texts
-                self._size += sum(map(len, event.texts))
-                if self._size > RESULT_BYTES_MAX:
-                    message = f"The results are over the limit of {RESULT_BYTES_MAX} bytes. Send fewer inputs."
-                    raise refuse("INVALID_PARAMS", message)
+                self._gather(event.texts)
             elif isinstance(event, End):
                 return self._end(event)
             else:
@@ -66,21 +64,40 @@ class Gathered:
 
     async def aclose(self) -> None:
         self._texts.clear()
+        self._share.release()
         await self._events.aclose()
 
+    def _gather(self, texts: list[str]) -> None:
+        """Hold more results. Before the first ones, room is made for as many as are to come, judged by these."""
+        more = sum(map(len, texts))
+        if self._size + more > RESULT_BYTES_MAX:
+            message = f"The results are over the limit of {RESULT_BYTES_MAX} bytes. Send fewer inputs."
+            raise refuse("INVALID_PARAMS", message)
+        if not self._size:
+            self._share.grow_to(min(RESULT_BYTES_MAX, more * self._items // max(1, len(texts))))
+        self._share.grow_to(self._size + more)
+        self._size += more
+        self._texts += [text.encode() for text in texts]
+
     def _end(self, end: End) -> ClientEvent:
+        texts, self._texts = self._texts, []
         if end.finish_reason == "canceled":
             return end
-        texts = self._texts
         if self._workload == "rerank":
             try:
-                texts = sorted(texts, key=_by_score)
+                texts.sort(key=_by_score)
             except msgspec.DecodeError:
                 return internal()
-        return EndWithResults(end, _FIELDS[self._workload], b"[%b]" % ",".join(texts).encode())
+        parts = [_encode(end)[:-1], b',"%b":[' % _FIELDS[self._workload]]
+        for text in texts:
+            parts += (text, b",")
+        if texts:
+            parts.pop()
+        parts.append(b"]}")
+        return EndWithResults(parts)
 
 
-def _by_score(text: str) -> tuple[float, int]:
+def _by_score(text: bytes) -> tuple[float, int]:
     """Best first, of equals the one that was given first."""
     rank = _decode_rank(text)
     return -rank.score, rank.index
@@ -90,9 +107,9 @@ def _by_score(text: str) -> tuple[float, int]:
 Events = EventSource | Gathered
 
 
-def gathered(events: EventSource, workload: str) -> Events:
+def gathered(events: EventSource, task: TaskInfo, memory: ResultMemory) -> Events:
     """Events as a client is sent them: those of a completion as they come."""
-    return events if workload == "completion" else Gathered(events, workload)
+    return events if task.decodes else Gathered(events, task.workload, task.items, memory)
 
 
 def first_wanted(after: int, workload: str) -> int:

@@ -34,7 +34,7 @@ def format_event(event: ClientEvent) -> bytes:
             ]
         )
     if type(event) is EndWithResults:
-        return b"event: end\ndata: %b\n\n" % event.encoded()
+        return b"".join([b"event: end\ndata: ", *event.parts, b"\n\n"])
     return b"event: %b\ndata: %b\n\n" % (_NAMES[type(event)], _encode(event))
 
 

@@ -92,6 +92,8 @@ def _submission(asked: TaskRequest, tenant: str, correlation_id: str, one_call: 
         inputs=asked.inputs,
         sampling=asked.sampling,
         kv_hint=asked.kv_hint,
+        # Sessions are of one tenant each: another one's of the same id is another session.
+        session_id=f"{tenant}/{asked.session_id}",
     )
     sizes = _content_sizes(request)
     task = TaskInfo(

@@ -15,6 +15,7 @@ from adapters.triton.provision import find_engine
 from adapters.triton.repository import TOY_REPOSITORY
 from contracts.api import Sampling
 from contracts.engine import Chunk, EngineError, EngineSpec, Finish, GenerateRequest
+from orchestrator.cluster.self_test import self_test
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -126,7 +127,7 @@ async def test_a_stop_string_ends_the_text_and_is_told(engine: TritonAdapter) ->
     assert text_of(items) == whole[: whole.index(stop)]
     assert isinstance(items[-1], Finish)
     assert (items[-1].finish_reason, items[-1].stop_sequence) == ("stop", stop)
-    await until_processing(engine, 0)
+    assert (await engine.metrics()).requests_processing == 0
 
 
 @pytest.mark.req("ORCH-3025")
@@ -279,7 +280,8 @@ async def test_the_model_can_be_unloaded_and_loaded_again(fresh: TritonAdapter) 
 
 
 async def test_embeddings_come_as_the_server_wrote_them(spec: EngineSpec) -> None:
-    adapter = TritonAdapter(replace(spec, model="llorch_embed", workload="embedding"))
+    embedding = replace(spec, model="llorch_embed", workload="embedding")
+    adapter = TritonAdapter(embedding)
     await adapter.launch()
     try:
         inputs = ["The river", "日本", "The river"]
@@ -290,6 +292,8 @@ async def test_embeddings_come_as_the_server_wrote_them(spec: EngineSpec) -> Non
         assert isinstance(finish, Finish)
         assert finish.tokens_in == await adapter.count_tokens(task)
         assert (await adapter.properties()).slots == SLOTS
+        assert (await adapter.metrics()).requests_processing == 0
+        await self_test(adapter, embedding)
     finally:
         await adapter.close()
 

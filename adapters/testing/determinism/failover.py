@@ -7,7 +7,7 @@ stream after its engine died.
 import asyncio
 
 from adapters.testing.determinism.bench import Bench
-from adapters.testing.determinism.replicas import Replica
+from adapters.testing.determinism.replicas import Replica, all_of
 from adapters.testing.determinism.tasks import Task
 from adapters.testing.determinism.transcript import Recording, Transcript
 from contracts.engine import EngineError
@@ -46,7 +46,7 @@ async def _one_kill(bench: Bench, name: str, group: list[Task], tokens: int) -> 
     def keep(task: Task, found: Transcript) -> None:
         again[task.name] = found
 
-    await asyncio.gather(
+    await all_of(
         bench.b.run_all(group, bench.slots, keep, lambda task, why: bench.lost(name, bench.b, task, why)),
         bench.a.restart(),
     )

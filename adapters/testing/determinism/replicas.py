@@ -5,7 +5,8 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from adapters.testing.determinism.tasks import Task
 from adapters.testing.determinism.transcript import Recording, Transcript
@@ -79,3 +80,10 @@ class Replica:
                     on_error(task, f"it did not end within {self._timeout_s:g} s")
 
         await asyncio.gather(*(work() for _ in range(width)))
+
+
+async def all_of(*steps: Coroutine[Any, Any, None]) -> None:
+    """Do these at the same time, all of them to their end. Raises the first error, once nothing is under way."""
+    for outcome in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome

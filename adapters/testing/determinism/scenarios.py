@@ -10,7 +10,7 @@ from typing import Final
 
 from adapters.testing.determinism.bench import REFERENCE, Bench
 from adapters.testing.determinism.failover import failover
-from adapters.testing.determinism.replicas import Replica
+from adapters.testing.determinism.replicas import Replica, all_of
 from adapters.testing.determinism.tasks import Plan, Task
 from adapters.testing.determinism.transcript import Recording, Transcript
 from contracts.engine import EngineError
@@ -30,7 +30,7 @@ async def alone(bench: Bench, name: str) -> None:
     def keep(task: Task, transcript: Transcript) -> None:
         found[task.name] = (task, transcript)
 
-    await asyncio.gather(
+    await all_of(
         bench.make_reference(by_prompt),
         bench.b.run_all(tasks, 1, keep, lambda task, why: bench.lost(name, bench.b, task, why)),
     )
@@ -44,7 +44,7 @@ async def concurrent(bench: Bench, name: str) -> None:
         await _one_at_a_time(bench, name)
         return
     bench.ledger.count(name).note = f"{bench.slots} slots in use"
-    await asyncio.gather(
+    await all_of(
         bench.compare_all(name, bench.a, bench.plan.dealt(bench.prompts, 0), bench.slots),
         bench.compare_all(name, bench.b, bench.plan.dealt(bench.prompts, 4)[::-1], bench.slots),
     )
@@ -95,7 +95,7 @@ async def cache_off(bench: Bench, name: str) -> None:
     def lost_on(replica: Replica) -> Callable[[Task, str], None]:
         return lambda task, why: bench.lost(name, replica, task, why)
 
-    await asyncio.gather(
+    await all_of(
         *(
             replica.run_all(tasks[half::2], 1, compare_on(replica), lost_on(replica))
             for half, replica in enumerate((bench.a, bench.b))
@@ -119,7 +119,7 @@ async def cache_of_a_part(bench: Bench, name: str) -> None:
             whole[task.seed] = await bench.b.run(task.cold())
 
     try:
-        await asyncio.gather(go_on(), anew())
+        await all_of(go_on(), anew())
     except (EngineError, TimeoutError) as error:
         bench.ledger.fail(name, str(error))
         return

@@ -1,6 +1,5 @@
 """The determinism suite: two replicas of one engine, one plan, one verdict (OC-TEST-7001, ORCH-3050)."""
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from adapters.testing.determinism.bench import REFERENCE, Bench
 from adapters.testing.determinism.goldens import GoldenKey
 from adapters.testing.determinism.hardware import hardware_kind
 from adapters.testing.determinism.ledger import Ledger
-from adapters.testing.determinism.replicas import Replica
+from adapters.testing.determinism.replicas import Replica, all_of
 from adapters.testing.determinism.scenarios import chosen
 from adapters.testing.determinism.tasks import PLAN_DEFAULT, Plan
 from contracts.engine import AdapterFactory, EngineError, EngineSpec
@@ -63,7 +62,7 @@ async def examine(
     a, b = (Replica(name, factory, spec, plan.timeout_s) for name, spec in zip("AB", specs, strict=True))
     seconds: dict[str, float] = {}
     try:
-        await asyncio.gather(a.start(), b.start())
+        await all_of(a.start(), b.start())
         key = goldens.golden_key(a.spec, a.properties, hardware_kind(a.spec))
         launch_s = a.launch_s
         known = goldens.load(key)
@@ -82,7 +81,7 @@ async def examine(
             if name == REFERENCE and not repin:
                 _compare_goldens(bench, known)
     finally:
-        await asyncio.gather(a.close(), b.close())
+        await all_of(a.close(), b.close())
     golden = _pin(bench, known, repin)
     replicas = {replica.name: replica.spec.endpoint or replica.spec.replica_id for replica in (a, b)}
     return Report(

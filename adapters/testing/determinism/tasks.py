@@ -85,10 +85,10 @@ class Plan(Struct, frozen=True):
     prompts: tuple[str, ...] = tuple(PROMPTS)
     scenarios: tuple[str, ...] = ()
     tokens_min: int = 6
-    tokens_max: int = 14
+    tokens_max: int = 12
     crossed: bool = False
     continued: int = 16
-    kills: int = 8
+    kills: int = 5
     timeout_s: float = 120.0
 
     def tasks(self, prompts: Sequence[str] | None = None) -> list[Task]:

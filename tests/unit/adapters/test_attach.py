@@ -95,3 +95,31 @@ async def test_nobody_there_is_told_in_time(spec: EngineSpec) -> None:
         with pytest.raises(EngineError, match="not ready after 300 ms") as raised:
             await adapter.launch()
     assert raised.value.info.code == "POOL_UNREADY"
+
+
+async def test_a_server_with_another_model_is_refused(
+    spec: EngineSpec, running: tuple[subprocess.Popen[bytes], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENGINE_KEY", KEY)
+    other = tmp_path / "other.gguf"
+    other.write_bytes(Path(spec.model_path).read_bytes())
+    adapter = LlamaCppAdapter(attached(spec, running[1], model_path=str(other)))
+    with pytest.raises(EngineError, match=r"serves 'model.gguf'") as raised:
+        await adapter.launch()
+    assert (raised.value.info.code, raised.value.kind) == ("POOL_UNREADY", "model")
+
+
+@pytest.mark.req("ORCH-3045")
+async def test_what_it_was_started_with_is_not_known_to_be_exact(
+    spec: EngineSpec, running: tuple[subprocess.Popen[bytes], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENGINE_KEY", KEY)
+    serial = LlamaCppAdapter(attached(spec, running[1], batch_invariant=None))
+    await serial.launch()
+    properties = await serial.properties()
+    assert (properties.slots, properties.keeps_kv) == (1, False)
+    await serial.close()
+    declared = LlamaCppAdapter(attached(spec, running[1], slots=9))
+    await declared.launch()
+    assert (await declared.properties()).slots == 2
+    await declared.close()

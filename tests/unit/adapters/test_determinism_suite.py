@@ -1,5 +1,6 @@
 """The determinism suite finds what is planted, says what it left out, and pins what it may."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from adapters.errors import engine_error
 from adapters.testing.determinism import Plan, Report, examine, summary, totals
 from adapters.testing.determinism.artefacts import Artefact
 from adapters.testing.determinism.goldens import GoldenError, Goldens, load
@@ -251,3 +253,20 @@ async def test_damaged_goldens_are_named_and_never_taken_for_none(run: Run) -> N
     path.write_bytes(msgspec.json.encode(Goldens(replace(report.key, engine_version="other"))))
     with pytest.raises(GoldenError, match="another key"):
         await run(Script(), plan)
+
+
+async def test_a_replica_that_does_not_come_up_leaves_nothing_running(tmp_path: Path) -> None:
+    engines = []
+
+    class Failing(ScriptedEngine):
+        async def launch(self) -> None:
+            engines.append(self)
+            if self._spec.replica_id == "A":
+                raise engine_error("POOL_UNREADY", "no", engine="scripted", retriable=True)
+            await asyncio.sleep(0.01)
+            await super().launch()
+
+    specs = (SPEC, replace(SPEC, replica_id="B"))
+    with pytest.raises(EngineError, match="POOL_UNREADY"):
+        await examine(lambda spec: Failing(spec, Script()), specs, PLAN, out=tmp_path / "out")
+    assert [engine.pid for engine in engines] == [None, None]

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from adapters.exactness import in_flight, is_exact
+from adapters.exactness import in_flight, is_exact, is_exact_as_launched
 from contracts.engine import EngineSpec
 
 
@@ -26,3 +26,21 @@ def test_tasks_in_flight(
     pool = replace(spec, slots=4, determinism=determinism, batch_invariant=batch_invariant)
     assert in_flight(pool, known=known) == tasks
     assert is_exact(pool, known=known) is exact
+
+
+@pytest.mark.req("ORCH-3045")
+def test_one_slot_is_no_promise(spec: EngineSpec) -> None:
+    pool = replace(spec, slots=1, determinism="best_effort", batch_invariant=None)
+    assert not is_exact(pool, known=False)
+    assert is_exact(pool, known=True)
+
+
+@pytest.mark.req("ORCH-3045")
+def test_of_an_engine_that_runs_already_nothing_but_what_is_known_or_declared_counts(spec: EngineSpec) -> None:
+    pool = replace(spec, slots=4, endpoint="http://127.0.0.1:1", batch_invariant=None)
+    assert in_flight(pool, known=False) == 1
+    assert not is_exact_as_launched(pool, known=False)
+    assert is_exact_as_launched(pool, known=True)
+    assert is_exact_as_launched(replace(pool, batch_invariant=True), known=False)
+    assert is_exact_as_launched(replace(pool, endpoint=""), known=False)
+    assert not is_exact_as_launched(replace(pool, endpoint="", determinism="best_effort"), known=False)

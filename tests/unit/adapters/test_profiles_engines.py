@@ -124,6 +124,18 @@ def test_greedy_in_each_engines_way() -> None:
     assert (triton["temperature"], triton["top_k"]) == (1.0, 1)
 
 
+@pytest.mark.req("ORCH-3058")
+def test_greedy_is_refused_where_the_model_cannot_be_told() -> None:
+    assert "top_k" in refusal("triton", ["temperature", "seed"], temperature=0.0)
+    assert sent("triton", available=["temperature", "top_k", "seed"], temperature=0.0)["top_k"] == 1
+    assert sent("triton", available=["temperature", "seed"], temperature=0.5)["temperature"] == 0.5
+
+
+@pytest.mark.parametrize("key", ["12345678901", "9" * 5000])
+def test_a_number_too_long_for_a_token_id_is_refused(key: str) -> None:
+    assert "no token id" in refusal("llamacpp", None, logit_bias={key: 1.0})
+
+
 def test_tgi_is_not_sent_what_it_refuses() -> None:
     off = sent("tgi", top_p=1.0, top_k=0, repeat_penalty=1.0, frequency_penalty=0.0)
     assert not {"top_p", "top_k", "repetition_penalty", "frequency_penalty"} & off.keys()

@@ -196,7 +196,22 @@ async def test_what_it_takes_is_reckoned_from_the_folder(spec: EngineSpec) -> No
     best = await TgiAdapter(replace(spec, determinism="best_effort")).memory_need()
     assert (best.host_bytes, best.slots_max) == (2048 * 2**20 + 1000 + 4 * 128 * 256, 4)
     (Path(spec.model_path) / "config.json").write_text("{}")
-    assert kv_token_bytes(Path(spec.model_path)) == 0
+    assert kv_token_bytes(spec) == 0
+    (Path(spec.model_path) / "config.json").write_bytes(b"[" * 100_000)
+    assert kv_token_bytes(spec) == 0
+
+
+@pytest.mark.req("ORCH-3003")
+async def test_arguments_change_what_it_takes(spec: EngineSpec) -> None:
+    async def kv_slot_bytes(**changes: Any) -> int:
+        return (await TgiAdapter(replace(spec, **changes)).memory_need()).kv_slot_bytes
+
+    assert await kv_slot_bytes(args=("--kv-cache-dtype", "fp8_e5m2")) == 128 * 128
+    assert await kv_slot_bytes(env=(("KV_CACHE_DTYPE", "fp8_e4m3fn"),)) == 128 * 128
+    assert await kv_slot_bytes(args=("--max-total-tokens=1024", "--dtype", "bfloat16")) == 1024 * 256
+    with pytest.raises(EngineError, match="--max-total-tokens many") as refused:
+        await kv_slot_bytes(args=("--max-total-tokens", "many"))
+    assert refused.value.info.code == "INVALID_PARAMS"
 
 
 @pytest.mark.req("ORCH-3011", "ORCH-3012")

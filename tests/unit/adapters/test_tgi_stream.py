@@ -188,6 +188,7 @@ async def test_a_canceled_attempt_just_ends() -> None:
         (503, b'{"error":"unhealthy","error_type":"healthcheck"}', "POOL_UNREADY", True),
         (401, b"", "INTERNAL", False),
         (502, b"\xff\xff", "INTERNAL", True),
+        (500, b'{"a":' + b"[" * 100_000, "INTERNAL", True),
     ],
 )
 def test_what_other_answers_mean(status: int, body: bytes, code: str, retriable: bool) -> None:

@@ -65,21 +65,37 @@ def test_a_dead_model_process_is_known_by_its_words() -> None:
 @pytest.mark.req("ORCH-3028")
 def test_recorded_metrics_are_mapped() -> None:
     text = (DATA / "metrics.txt").read_bytes()
-    assert metrics_of(parse_metrics(text, "llorch_text")) == EngineMetrics(requests_processing=0, requests_waiting=0)
-    assert active_requests(parse_metrics(text, "preprocessing")) is None
-    assert metrics_of(parse_metrics(text, "nobody")) == EngineMetrics()
+    assert metrics_of(parse_metrics(text, "llorch_text"), 2) == EngineMetrics(requests_processing=0, requests_waiting=0)
+    assert metrics_of(parse_metrics(text, "nobody"), 2) == EngineMetrics(requests_processing=0)
+
+
+@pytest.mark.req("ORCH-3028", "ORCH-3049")
+def test_a_model_without_a_gauge_is_taken_to_work_on_what_is_in_flight() -> None:
+    samples = parse_metrics(b'nv_inference_pending_request_count{model="m",version="1"} 3\n', "m")
+    assert active_requests(samples) is None
+    assert metrics_of(samples, 2) == EngineMetrics(requests_processing=2, requests_waiting=3)
+
+
+@pytest.mark.req("ORCH-3028", "ORCH-3057")
+def test_requests_of_tensorrt_llm_go_by_the_name_of_the_model_that_runs_the_engine() -> None:
+    line = 'nv_trt_llm_request_metrics{model="%s",request_type="active",version="1"} %d\n'
+    page = (line % ("tensorrt_llm", 3) + 'nv_inference_pending_request_count{model="tensorrt_llm"} 9\n').encode()
+    samples = parse_metrics(page, "tensorrt_llm_bls")
+    assert metrics_of(samples, 0) == EngineMetrics(requests_processing=3)
+    own = page + (line % ("llorch_text", 1)).encode()
+    assert active_requests(parse_metrics(own, "llorch_text")) == 1, "what a model tells of itself comes first"
 
 
 def test_cache_use_is_that_of_tensorrt_llm() -> None:
     name = b'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="%s",model="m",version="1"} %d\n'
     samples = parse_metrics(name % (b"used", 25) + name % (b"max", 100), "m")
-    assert metrics_of(samples).kv_cache_usage_ratio == 0.25
-    assert metrics_of(parse_metrics(name % (b"used", 25) + name % (b"max", 0), "m")).kv_cache_usage_ratio is None
+    assert metrics_of(samples, 0).kv_cache_usage_ratio == 0.25
+    assert metrics_of(parse_metrics(name % (b"used", 25) + name % (b"max", 0), "m"), 0).kv_cache_usage_ratio is None
 
 
 @given(st.binary(max_size=200))
 def test_metrics_of_any_bytes(text: bytes) -> None:
-    metrics_of(parse_metrics(b'nv_x{model="m"} ' + text + b"\n", "m"))
+    metrics_of(parse_metrics(b'nv_x{model="m"} ' + text + b"\n", "m"), 0)
 
 
 @given(st.integers(100, 599), st.binary(max_size=200))

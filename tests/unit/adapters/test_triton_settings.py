@@ -61,10 +61,12 @@ def test_arguments_for_the_adapter_do_not_reach_the_server(spec: EngineSpec) -> 
     "argument",
     [
         "--llorch-transport=smoke",
-        "--llorch-mode=trtllm-serve",
+        "--llorch-mode=smoke",
         "--llorch-nonsense",
         "--llorch-grpc=host",
         "--llorch-grpc=h:0",
+        "--llorch-models=",
+        "--llorch-models=a,../b",
     ],
 )
 def test_an_option_that_is_not_known_is_refused(spec: EngineSpec, argument: str) -> None:
@@ -223,10 +225,79 @@ async def test_the_need_is_estimated_from_the_files(spec: EngineSpec) -> None:
     assert (await TritonAdapter(replace(spec, endpoint="http://h:1")).memory_need()).host_bytes == 0
 
 
-def test_the_model_that_counts_tokens_is_loaded_beside(tmp_path: Path) -> None:
-    assert repository.models_to_load(repository.TOY_REPOSITORY, "llorch_text") == ["llorch_text", "preprocessing"]
-    assert repository.models_to_load(tmp_path, "m") == ["m"]
+def test_the_model_that_counts_tokens_is_loaded_beside(spec: EngineSpec, tmp_path: Path) -> None:
+    assert repository.models_of(spec, repository.TOY_REPOSITORY) == ["llorch_text", "preprocessing"]
+    assert repository.models_of(replace(spec, model="m"), tmp_path) == ["m"]
+    assert repository.declares_invariance(repository.TOY_REPOSITORY, "llorch_text")
     assert not repository.declares_invariance(repository.TOY_REPOSITORY, "preprocessing")
+
+
+@pytest.fixture
+def trtllm(spec: EngineSpec, tmp_path: Path) -> EngineSpec:
+    """A repository as TensorRT-LLM's backend comes with one, and two models that have nothing to do with it."""
+    root, engine = tmp_path / "repository", tmp_path / "engine"
+    engine.mkdir()
+    (engine / "rank0.engine").write_bytes(b"x" * 1000)
+    entry = 'parameters: {\n  key: "%s"\n  value: {\n    string_value: "%s"\n  }\n}\n'
+    configs = {
+        "tensorrt_llm_bls": entry % ("accumulate_tokens", "false")
+        + entry % ("tensorrt_llm_model_name", "my_engine")
+        + f"# {entry % ('tensorrt_llm_draft_model_name', 'unrelated')}".replace("\n", "\n# "),
+        "my_engine": entry % ("gpt_model_path", engine) + entry % ("draft", "draft"),
+        "draft": entry % ("tensorrt_llm_model_name", "tensorrt_llm_bls"),
+        "preprocessing": "",
+        "postprocessing": "",
+        "extra": "",
+        "unrelated": "",
+    }
+    for name, text in configs.items():
+        (root / name / "1").mkdir(parents=True)
+        (root / name / "config.pbtxt").write_text(f'name: "{name}"\n{text}')
+    return replace(spec, model="tensorrt_llm_bls", model_path=str(root))
+
+
+@pytest.mark.req("ORCH-3057")
+def test_a_model_that_calls_others_is_served_with_them(trtllm: EngineSpec) -> None:
+    root = repository.repository_of(trtllm)
+    called = ["my_engine", "preprocessing", "postprocessing", "draft"]
+    assert sorted(repository.models_of(trtllm, root)) == sorted(["tensorrt_llm_bls", *called])
+    named = replace(trtllm, args=("--llorch-models=extra",))
+    assert sorted(repository.models_of(named, root)) == sorted(["tensorrt_llm_bls", *called, "extra"])
+    assert repository.models_of(replace(trtllm, model="unrelated"), root) == ["unrelated", "preprocessing"]
+    with pytest.raises(EngineError, match="holds no model 'nobody'") as caught:
+        repository.models_of(replace(trtllm, args=("--llorch-models=nobody",)), root)
+    assert caught.value.kind == "model"
+
+
+@pytest.mark.req("ORCH-3057")
+def test_the_steps_of_an_ensemble_belong_to_it(trtllm: EngineSpec) -> None:
+    root = repository.repository_of(trtllm)
+    (root / "unrelated" / "config.pbtxt").write_text("ensemble_scheduling { step [ { model_name: 'extra' } ] }")
+    assert repository.models_of(replace(trtllm, model="unrelated"), root) == ["unrelated", "extra", "preprocessing"]
+
+
+@pytest.mark.req("ORCH-3003", "ORCH-3032")
+def test_engines_and_companions_count_for_memory_and_digest(trtllm: EngineSpec, tmp_path: Path) -> None:
+    root = repository.repository_of(trtllm)
+    before_bytes = repository.memory_need(trtllm, root).weights_bytes
+    digest = repository.repository_digest(trtllm, root)
+    (root / "unrelated" / "1" / "model.py").write_text("other")
+    assert repository.repository_digest(trtllm, root) == digest
+    (tmp_path / "engine" / "rank1.engine").write_bytes(b"y" * 1000)
+    assert repository.memory_need(trtllm, root).weights_bytes == before_bytes + 1000
+    beside = repository.repository_digest(trtllm, root)
+    (root / "postprocessing" / "1" / "model.py").write_text("one")
+    assert len({digest, beside, repository.repository_digest(trtllm, root)}) == 3
+
+
+def test_an_engine_in_its_models_folder_counts_once(trtllm: EngineSpec) -> None:
+    root = repository.repository_of(trtllm)
+    folder = root / "my_engine" / "1"
+    (folder / "rank0.engine").write_bytes(b"x" * 1000)
+    text = f'parameters {{ key: "gpt_model_path" value {{ string_value: "{folder}" }} }}'
+    (root / "my_engine" / "config.pbtxt").write_text(text)
+    files = repository.model_files(trtllm, root)
+    assert [name for name in files if name.endswith(".engine")] == ["my_engine/1/rank0.engine"]
 
 
 @pytest.mark.req("OC-ADAPT-5070")

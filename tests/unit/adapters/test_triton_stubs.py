@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from adapters.triton.stubs import ModelProcesses, free_abandoned_memory, free_memory
+from adapters.triton.stubs import ModelProcesses, free_abandoned_memory, free_memory, memory_prefix
 
 
 async def test_the_end_of_a_model_process_is_told_once(tmp_path: Path) -> None:
@@ -38,9 +38,11 @@ def test_memory_of_servers_that_are_gone_is_freed_and_no_other(tmp_path: Path) -
     own.mkdir(parents=True)
     other.mkdir()
     memory.mkdir()
-    for name in ("engine-abcdefgh-1", "engine-ijklmnop-1", "engine-qrstuvwx-1", "psm_1"):
+    elsewhere = tmp_path / "elsewhere" / "engine-qrstuvwx"
+    regions = [f"{memory_prefix(folder)}-1" for folder in (own, other, own.with_name("engine-qrstuvwx"), elsewhere)]
+    for name in (*regions, "psm_1"):
         (memory / name).touch()
     free_abandoned_memory(own, memory)
-    assert {region.name for region in memory.iterdir()} == {"engine-abcdefgh-1", "engine-ijklmnop-1", "psm_1"}
-    free_memory(own.name, memory)
-    assert {region.name for region in memory.iterdir()} == {"engine-ijklmnop-1", "psm_1"}
+    assert {region.name for region in memory.iterdir()} == {regions[0], regions[1], regions[3], "psm_1"}
+    free_memory(own, memory)
+    assert {region.name for region in memory.iterdir()} == {regions[1], regions[3], "psm_1"}

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.triton.frames import Frame, frame_of_message
+from adapters.triton.frames import Frame, FrameReader
 from adapters.triton.protocol import ModelConfig, Tensor, decode_config
-from adapters.triton.wire import ResponseReader, WireError, count_of, infer_request, text_of
+from adapters.triton.responses import count_of, text_of
+from adapters.triton.wire import WireError, infer_request
 
 DATA = Path(__file__).with_name("data") / "triton"
 CONFIG = decode_config((DATA / "config.json").read_bytes())
@@ -23,8 +24,8 @@ MESSAGES = [message for name in ("plain", "fails_later", "split", "nothing") for
 
 
 def frames(messages: list[bytes]) -> list[Frame]:
-    reader = ResponseReader()
-    return [frame_of_message(reader, message) for message in messages]
+    reader = FrameReader()
+    return [reader.read(message) for message in messages]
 
 
 @pytest.mark.req("OC-ADAPT-5060")
@@ -50,22 +51,22 @@ def test_recorded_errors_are_told_with_the_end() -> None:
 
 @pytest.mark.req("OC-ADAPT-5060")
 def test_a_reader_reads_each_message_as_a_fresh_one_does() -> None:
-    reader = ResponseReader()
+    reader = FrameReader()
     for message in [*MESSAGES, *reversed(MESSAGES)]:
-        assert frame_of_message(reader, message) == frame_of_message(ResponseReader(), message)
+        assert reader.read(message) == FrameReader().read(message)
 
 
 @pytest.mark.req("OC-ADAPT-5060")
 @given(st.data())
 def test_whatever_comes_is_read_or_refused(data: st.DataObject) -> None:
-    reader = ResponseReader()
+    reader = FrameReader()
     for _ in range(3):
         message = bytearray(data.draw(st.sampled_from(MESSAGES)))
         for _ in range(data.draw(st.integers(0, 4))):
             at = data.draw(st.integers(0, len(message)))
             message[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
         try:
-            frame_of_message(reader, bytes(message))
+            reader.read(bytes(message))
         except WireError:
             continue
 
@@ -73,7 +74,7 @@ def test_whatever_comes_is_read_or_refused(data: st.DataObject) -> None:
 @given(st.binary(max_size=300))
 def test_noise_is_read_or_refused(noise: bytes) -> None:
     try:
-        frame_of_message(ResponseReader(), noise)
+        FrameReader().read(noise)
     except WireError:
         return
 

@@ -125,7 +125,9 @@ async def test_it_is_what_the_server_says(attach: Attach, server: Server) -> Non
     adapter = await attach()
     properties = await adapter.properties()
     assert (properties.engine_version, properties.ctx, properties.slots) == ("vllm 0.32.0", 256, 1)
-    assert properties.exact
+    # Who else uses it, and how it was started, is not known.
+    assert not properties.exact
+    assert (await (await attach(batch_invariant=True, slots=1)).properties()).exact
     assert not properties.keeps_kv
     # Before it counted as ready it computed once.
     assert ("/v1/completions", {"model": MODEL, "prompt": "a", "max_tokens": 1, "temperature": 0.0}) in server.calls
@@ -229,6 +231,30 @@ async def test_another_model_is_not_served_for_ours(attach: Attach) -> None:
     assert refused.value.kind == "model"
 
 
+@pytest.mark.req("ORCH-3037")
+async def test_a_digest_that_cannot_be_checked_is_refused(attach: Attach) -> None:
+    with pytest.raises(EngineError, match=r"cannot be checked.*take out `model_digest`") as refused:
+        await attach(model_digest=f"sha256:{'0' * 64}")
+    assert (refused.value.info.code, refused.value.kind) == ("POOL_UNREADY", "model")
+    told = (await (await attach()).properties()).model_digest
+    assert (await (await attach(model_digest=told)).properties()).model_digest == told
+
+
+@pytest.mark.parametrize(
+    ("workload", "path", "asked"),
+    [
+        ("embedding", "/v1/embeddings", {"input": "a"}),
+        ("rerank", "/v1/score", {"queries": "a", "documents": ["a"]}),
+    ],
+)
+async def test_readiness_asks_by_the_route_that_the_pool_uses(
+    attach: Attach, server: Server, workload: str, path: str, asked: dict[str, Any]
+) -> None:
+    await attach(workload=workload)
+    assert server.calls[-1] == (path, {"model": MODEL, **asked})
+    assert {each for each, _ in server.calls} == {"/health", "/v1/models", path}
+
+
 async def test_health_without_computing_is_not_ready(attach: Attach, server: Server) -> None:
     server.answers["/v1/embeddings"] = answer_bytes(json_answer(500, {"error": {"message": "boom", "code": 500}}))
     with pytest.raises(EngineError, match=r"cannot compute.*boom") as refused:
@@ -238,7 +264,7 @@ async def test_health_without_computing_is_not_ready(attach: Attach, server: Ser
 
 @pytest.mark.req("ORCH-3044")
 async def test_embeddings_are_the_engines_own_digits(attach: Attach, server: Server) -> None:
-    adapter = await attach(workload="embedding")
+    adapter = await attach(workload="embedding", determinism="best_effort")
     texts = ["Paris is the capital.", "I like dogs"]
     items = await collect(adapter, "a/1", request(workload="embedding", prompt=None, inputs=texts))
     body = recorded("embeddings")[2]
@@ -255,7 +281,7 @@ async def test_embeddings_are_the_engines_own_digits(attach: Attach, server: Ser
 
 @pytest.mark.req("ORCH-3044")
 async def test_many_texts_go_in_groups(attach: Attach, server: Server) -> None:
-    adapter = await attach(workload="embedding")
+    adapter = await attach(workload="embedding", determinism="best_effort")
     one = {"index": 0, "embedding": [0.5, -1e-07]}
     group = [one | {"index": n} for n in range(32)]
     server.answers["/v1/embeddings"] = json_answer_bytes({"data": group, "usage": {"prompt_tokens": 64}})
@@ -263,9 +289,23 @@ async def test_many_texts_go_in_groups(attach: Attach, server: Server) -> None:
     assert items == [Chunk("[0.5,-1e-7]")] * 64 + [Finish("stop", tokens_in=128)]
 
 
+@pytest.mark.req("ORCH-3044", "ORCH-3045")
+@pytest.mark.parametrize(("declared", "groups"), [(None, [["a"], ["b"]]), (True, [["a", "b"]])])
+async def test_a_strict_pool_gives_a_server_that_may_batch_one_text_at_a_time(
+    attach: Attach, server: Server, declared: bool | None, groups: list[list[str]]
+) -> None:
+    adapter = await attach(workload="embedding", batch_invariant=declared)
+    data = [{"index": n, "embedding": [0.5]} for n in range(len(groups[0]))]
+    server.answers["/v1/embeddings"] = json_answer_bytes({"data": data, "usage": {"prompt_tokens": 1}})
+    probed = len(server.calls)
+    items = await collect(adapter, "a/1", request(workload="embedding", prompt=None, inputs=["a", "b"]))
+    assert items == [Chunk("[0.5]")] * 2 + [Finish("stop", tokens_in=len(groups))]
+    assert [body["input"] for _, body in server.calls[probed:]] == groups
+
+
 @pytest.mark.req("ORCH-3044")
 async def test_documents_are_scored_in_their_order(attach: Attach, server: Server) -> None:
-    adapter = await attach(workload="rerank")
+    adapter = await attach(workload="rerank", determinism="best_effort")
     documents = ["Paris is the capital.", "I like dogs", "The Seine runs through Paris."]
     items = await collect(adapter, "a/1", request(workload="rerank", prompt="What?", inputs=documents))
     told = msgspec.json.decode(recorded("scores")[2])["data"]
@@ -288,7 +328,7 @@ async def test_documents_are_scored_in_their_order(attach: Attach, server: Serve
 async def test_an_answer_that_does_not_fit_its_inputs_is_a_reset(
     attach: Attach, server: Server, body: dict[str, Any]
 ) -> None:
-    adapter = await attach(workload="rerank")
+    adapter = await attach(workload="rerank", determinism="best_effort")
     server.answers["/v1/score"] = json_answer_bytes(body)
     with pytest.raises(EngineError) as reset:
         await collect(adapter, "a/1", request(workload="rerank", prompt="What?", inputs=["a", "b"]))

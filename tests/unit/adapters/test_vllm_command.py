@@ -59,6 +59,10 @@ def test_a_pooling_pool_asks_for_pooling(workload: str) -> None:
     assert "--kv-cache-memory-bytes" not in told
 
 
+def test_a_step_on_the_cpu_holds_the_context_that_the_arguments_ask_for() -> None:
+    assert options(replace(SPEC, args=("--max-model-len", "1k")))["--max-num-batched-tokens"] == "1000"
+
+
 def test_the_pools_own_arguments_come_last() -> None:
     assert server_arguments(replace(SPEC, args=("--dtype", "half")), SOCKET, 0)[-2:] == ["--dtype", "half"]
 
@@ -71,6 +75,8 @@ def test_the_environment_is_the_masks_and_ours() -> None:
     assert (env["VLLM_API_KEY"], env["PATH"], env["TMPDIR"]) == ("key", "/bin", "/run/x")
     assert not {"VLLM_BATCH_INVARIANT", "PYTHONPATH"} & set(env)
     assert (env["HF_HUB_OFFLINE"], env["VLLM_NO_USAGE_STATS"]) == ("1", "1")
+    # Its processes rename themselves, and must still be found by their environment.
+    assert env["SPT_NOENV"] == "1"
     assert server_environment(SPEC, Path("/run/x"), "key", base)["CUDA_VISIBLE_DEVICES"] == ""
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import msgspec
+
 from contracts import scheduling as ev
 from contracts.api import TaskStatus
 from contracts.messages import Endpoint, RegisterReplica
@@ -49,6 +51,7 @@ class ScriptedCore:
 
     def __init__(self) -> None:
         self.commands: dict[type, Sequence[ev.AnyCommand]] = {}
+        self.outcomes: dict[str, Outcome] = {}
         self.events: list[ev.AnyEvent] = []
         self.tasks: dict[str, TaskInfo] = {}
         self.statuses: dict[str, TaskStatus] = {}
@@ -72,8 +75,8 @@ class ScriptedCore:
         task = self.tasks.get(task_id)
         return task if task is not None and task.tenant == tenant else None
 
-    def outcome(self, _task_id: str, _tenant: str) -> Outcome | None:
-        return None
+    def outcome(self, task_id: str, _tenant: str) -> Outcome | None:
+        return self.outcomes.get(task_id)
 
     def session(self, _now_ns: int, tenant: str, session_id: str) -> SessionView | None:
         return self.sessions.get(session_id) if tenant == "acme" else None
@@ -99,12 +102,20 @@ class Peer(Wire):
 
     def __init__(self, role: str, peer_id: str) -> None:
         super().__init__()
+        self.room = 1_000_000
         self.role = role
         self.peer_id = peer_id
         self.closed = False
 
     def close(self) -> None:
         self.closed = True
+
+    def send_in_turn(self, message: msgspec.Struct, size_bytes: int) -> bool:
+        """Takes messages of as many bytes as `room`."""
+        if size_bytes > self.room:
+            return False
+        self.send(message)
+        return True
 
     def take(self) -> list[object]:
         """What was sent since the last time."""

@@ -13,6 +13,7 @@ import pytest
 
 from contracts import messages as wire
 from orchestrator.cluster import connection as connections
+from orchestrator.cluster import outbox
 from orchestrator.cluster.channel import ChannelServer, connect
 from orchestrator.cluster.connection import ChannelError, Connection
 
@@ -156,3 +157,36 @@ async def test_a_peer_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPa
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
+
+
+async def test_large_messages_wait_their_turn_and_all_arrive_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the whole send buffer in one turn, as when many ask for results at once."""
+    monkeypatch.setattr(connections, "SEND_BUFFER_BYTES_MAX", 2_000_000)
+    monkeypatch.setattr(outbox, "BACKLOG_BYTES_MAX", 500_000)
+    async with server() as (inbox, endpoint):
+        connection = await dial(endpoint)
+        sent: list[Any] = []
+        for n in range(12):
+            transcript = wire.AttemptTranscript(f"t{n}", 1, b"x" * 400_000)
+            assert connection.send_in_turn(transcript, 400_000)
+            connection.send(wire.GetMetrics(n))
+            sent += (transcript, wire.GetMetrics(n))
+        await inbox.wait(lambda: len(inbox.messages) == len(sent))
+        assert inbox.messages == sent
+        assert connection.send_in_turn(wire.AttemptTranscript("last", 1, b"x" * 700_000), 700_000)
+        assert connection.send_in_turn(wire.AttemptTranscript("after", 1, b"x" * 100), 100)
+        connection.close()  # what waits still leaves
+        await inbox.wait(lambda: inbox.closed)
+        assert [message.task_id for message in inbox.messages[-2:]] == ["last", "after"]
+
+
+async def test_only_so_many_large_messages_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "BACKLOG_BYTES_MAX", 1000)
+    monkeypatch.setattr(outbox, "TURNS_BYTES_MAX", 5000)
+    async with server() as (inbox, endpoint):
+        connection = await dial(endpoint)
+        taken = [connection.send_in_turn(wire.AttemptTranscript(f"t{n}", 1, b"x" * 2000), 2000) for n in range(5)]
+        assert taken == [True, True, True, False, False]
+        await inbox.wait(lambda: len(inbox.messages) == 3)
+        connection.close()
+        await inbox.wait(lambda: inbox.closed)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from msgspec.structs import replace
 
 from adapters.testing.fake_nvml import build_fake_nvml
@@ -142,6 +143,21 @@ async def test_a_replica_without_gpus_asks_no_driver_and_gives_its_engine_none(
     assert (gauges.gpus, gauges.kv_cache_usage_ratio) == ((), None)
     assert gauges.host_ram_used_bytes
     checks.stop()
+
+
+class Serial(ScriptedAdapter):
+    """An engine that runs one task at a time, whatever is asked for."""
+
+    async def memory_need(self) -> MemoryNeed:
+        return MemoryNeed(1, 1, 1, 1, slots_max=1)
+
+
+@pytest.mark.req("ORCH-3045", "OC-POOL-3002")
+async def test_slots_that_an_engine_never_has_are_not_told_as_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preload, "Nvml", NoDriver)
+    with structlog.testing.capture_logs() as logs:
+        prepared = await Preload(SPEC, lambda _fault: None).prepare(4, Serial(SPEC))
+    assert (prepared.spec.slots, logs) == (1, [])
 
 
 @pytest.mark.req("ORCH-3003", "OC-POOL-3002")

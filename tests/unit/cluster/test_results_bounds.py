@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
@@ -9,7 +10,7 @@ from msgspec.structs import replace
 from contracts import messages as wire
 from contracts.engine import Chunk, EngineMetrics, Finish, GenerateRequest
 from contracts.scheduling import AttemptEnded
-from orchestrator.cluster import ended, replica_service
+from orchestrator.cluster import ended, measuring, replica_service
 from orchestrator.cluster import self_test as tests_of_engines
 from orchestrator.cluster.ended import EndedAttempts
 from orchestrator.cluster.measuring import count_prompt
@@ -89,11 +90,89 @@ async def test_only_inputs_that_may_be_too_long_are_counted() -> None:
     longest = "w " * 30
     texts = ["short", longest, "x" * 70]
     assert await count_prompt(adapter, embedding(texts), 50) == 30
-    assert adapter.counted == texts[1:]
+    assert adapter.counted == [texts[2], longest]  # most bytes first
     assert await count_prompt(adapter, embedding(["short"]), 50) == 0
     ranked = replace(embedding(["short"]), workload="rerank", prompt="q" * 60)
     assert await count_prompt(adapter, ranked, 50) == 1
     assert await count_prompt(ScriptedAdapter(SPEC), GenerateRequest("a", 1, 1, prompt="one two"), 50) == 2
+
+
+class SlowCounter(Embedder):
+    """Counts words, one turn each, and notes how many counts were under way."""
+
+    at_once = most = 0
+    hangs = False
+
+    async def count_tokens(self, request: GenerateRequest) -> int:
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        try:
+            await (asyncio.Event().wait() if self.hangs else asyncio.sleep(0))
+            return await super().count_tokens(request)
+        finally:
+            self.at_once -= 1
+
+
+@pytest.mark.req("ORCH-3015", "OC-CORE-1021")
+async def test_inputs_are_counted_longest_first_a_few_at_a_time_until_one_is_too_long() -> None:
+    adapter = SlowCounter(SPEC)
+    texts = [" ".join("w" * n) for n in range(30, 60)]
+    assert await count_prompt(adapter, embedding(texts), 59) == 59
+    assert (adapter.most, adapter.counted[0], len(adapter.counted)) == (measuring.COUNTS_MAX, texts[-1], 30)
+    adapter = SlowCounter(SPEC)
+    assert await count_prompt(adapter, embedding(texts * 3), 40) > 40
+    assert len(adapter.counted) <= 2 * measuring.COUNTS_MAX
+
+
+@pytest.mark.req("ORCH-3015")
+async def test_counting_ends_when_it_is_asked_for_again_or_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "TIMEOUT_S", 0.05)
+    adapter, scheduler = SlowCounter(SPEC), Wire()
+    adapter.hangs = True
+    replica = ReplicaService(SPEC, adapter, scheduler.send, TokenFlow())
+    payload = wire.encode(embedding(["w " * 40] * 3))
+    replica.measure(wire.Measure("a", 1, payload, 50))
+    await asyncio.sleep(0.01)
+    assert adapter.at_once == 3
+    adapter.hangs = False
+    replica.measure(wire.Measure("a", 2, payload, 50))
+    async with asyncio.timeout(10):
+        while not scheduler.sent or adapter.at_once:
+            await asyncio.sleep(0.01)
+    adapter.hangs = True
+    replica.measure(wire.Measure("b", 3, payload, 50))
+    await asyncio.sleep(0.01)
+    assert adapter.at_once == 3
+    async with asyncio.timeout(10):
+        while adapter.at_once:
+            await asyncio.sleep(0.01)
+    assert [(message.task_id, message.measurement) for message in scheduler.sent] == [("a", 2)]  # type: ignore[attr-defined]
+
+
+class Uncounted(Embedder):
+    """Tells no token counts; on its own clock any request takes 20 ms and each word 0.1 ms more."""
+
+    now_ns = 0
+
+    async def generate(self, attempt_key: str, request: GenerateRequest) -> AsyncIterator[Chunk | Finish]:
+        async for item in super().generate(attempt_key, request):
+            if isinstance(item, Finish):
+                self.now_ns += 20_000_000 + 100_000 * item.tokens_in
+                yield Finish("stop", 0)
+            else:
+                yield item
+
+
+@pytest.mark.req("ORCH-3049", "ORCH-3081")
+async def test_the_pace_of_inputs_is_what_a_token_more_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = replace(SPEC, workload="embedding")
+    adapter = Uncounted(spec)
+    monkeypatch.setattr(tests_of_engines, "time", SimpleNamespace(monotonic_ns=lambda: adapter.now_ns))
+    # 12 words (about 16 tokens by their bytes) take 21.2 ms, 204 (254) take 40.4: a mean would be twice as much.
+    shown = await self_test(adapter, spec)
+    assert shown.token_ns == pytest.approx(80_000, rel=0.05)
+    # Where so little fits that there is no slope, the mean has to do.
+    assert (await self_test(adapter, replace(spec, ctx=32))).token_ns > 1_000_000
 
 
 @pytest.mark.req("ORCH-3049", "OC-POOL-3001")

@@ -119,6 +119,25 @@ def test_the_transcript_of_a_resumed_task_keeps_the_tokens_that_clients_have(she
     assert shell.ingress.take() == [wire.Transcript(9, msgspec.msgpack.encode(["t0", "t1", "t2"]))]
 
 
+@pytest.mark.req("ORCH-3025", "ORCH-3024")
+def test_a_transcript_that_cannot_be_sent_now_or_ever_is_answered_with_which_it_is(shell: Shell) -> None:
+    def asked() -> ErrorInfo:
+        shell.ingress.take()
+        shell.tell(shell.ingress, wire.FetchTranscript(9, "a", "acme"))
+        (failed,) = shell.ingress.take()
+        assert isinstance(failed, wire.Failed)
+        return failed.error
+
+    run(shell)
+    assert (asked().code, asked().retriable) == ("NOT_FOUND", True)
+    preempt(shell)
+    shell.ingress.room = 1
+    assert (asked().code, asked().retriable, asked().policy_label) == ("ADMISSION_REJECT", True, "reject")
+    shell.core.outcomes["a"] = Outcome("failed", tokens_out=2)
+    shell.tell(shell.replica, ev.SlotReleased("a", 1, "pool-0"), ev.DropTranscript("set", "a"))
+    assert (asked().code, asked().retriable) == ("NOT_FOUND", False)
+
+
 @pytest.mark.req("ORCH-3100", "ORCH-3099", "ORCH-3081")
 def test_a_waiting_task_is_told_position_chance_and_budgets(shell: Shell) -> None:
     run(shell)

@@ -40,6 +40,19 @@ def test_an_endpoint_has_one_pool() -> None:
     assert only(attached() + second).message == "pools `a` and `b` use one engine, http://host:8080"
 
 
+@pytest.mark.parametrize("again", ["http://HOST:8080", "http://host:8080/"])
+def test_one_place_has_one_spelling(again: str) -> None:
+    second = pool("b", f"engine_options: {{endpoint: '{again}'}}").replace("llamacpp", "tgi")
+    assert "use one engine, http://host:8080" in only(attached() + second).message
+
+
+@pytest.mark.parametrize("endpoint", ["http://host:99999", "http://user:secret@host:80", "http://host:0"])
+def test_what_cannot_be_an_endpoint_is_told_and_not_repeated(endpoint: str) -> None:
+    problem = only(attached().replace("http://host:8080", endpoint))
+    assert problem.message == "`endpoint` is not `http://host:port`"
+    assert "secret" not in problem.hint
+
+
 def test_a_key_is_for_an_endpoint() -> None:
     assert "no `endpoint`" in only("pools:\n" + pool("a", "engine_options: {api_key_env: KEY}")).message
 
@@ -74,6 +87,10 @@ def test_models_that_are_folders(engine: str, tmp_path: Path) -> None:
         ("llamacpp", ("engine_options: {args: ['-t', '2']}", "batch_invariant: true"), False),
         ("llamacpp", ("engine_options: {args: ['-t', '2']}", "determinism: best_effort"), False),
         ("llamacpp", ("engine_options: {args: ['-t', '2']}", "slots: 1"), False),
+        ("llamacpp", ("engine_options: {env: {LLAMA_ARG_KV_UNIFIED: '1'}}",), True),
+        ("llamacpp", ("workload: embedding",), True),
+        ("llamacpp", ("workload: embedding", "determinism: best_effort"), False),
+        ("llamacpp", ("workload: rerank", "determinism: best_effort"), True),
         ("vllm", (), True),
         ("vllm", ("determinism: best_effort",), False),
         ("tgi", ("model_path: m",), True),

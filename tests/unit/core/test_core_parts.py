@@ -11,7 +11,8 @@ import pytest
 
 from contracts.api import TaskState
 from contracts.policies import TenantPolicy
-from contracts.scheduling import Finish, Forget, SetTimer, TimerFired
+from contracts.scheduling import Admit, DropTranscript, Finish, Forget, SetTimer, TimerFired, TokensProgressed
+from orchestrator.core import dispatch
 from orchestrator.core.invariants import check
 from orchestrator.core.lifecycle import NEXT, IllegalTransition, advance
 from orchestrator.core.placement import Replica, ReplicaIndex
@@ -132,9 +133,8 @@ def test_rounding() -> None:
 
 
 @pytest.mark.req("ORCH-3024")
-@pytest.mark.parametrize("bound", [{"tasks_max": 2}, {"bytes_max": 200}])
-def test_the_oldest_results_go_first(bound: dict[str, int]) -> None:
-    core = Core(ready=(replica(),), **bound)
+def test_the_oldest_results_go_first() -> None:
+    core = Core(ready=(replica(),), tasks_max=2)
     gone = []
     for n in range(4):
         core.submit(f"t{n}")
@@ -142,12 +142,48 @@ def test_the_oldest_results_go_first(bound: dict[str, int]) -> None:
     assert gone == ["t0", "t1"]
 
 
+def dropped(core: Core, task_id: str, transcript_bytes: int) -> list[str]:
+    """Whose transcripts go when a task ends with one."""
+    core.submit(task_id)
+    commands = core.tell(ended(task_id, transcript_bytes=transcript_bytes))
+    assert not of(commands, Forget)
+    return [command.task_id for command in of(commands, DropTranscript)]
+
+
+@pytest.mark.req("ORCH-3024", "ORCH-2001")
+def test_transcripts_that_take_too_much_room_go_and_their_tasks_stay_known() -> None:
+    core = Core(ready=(replica(),), tasks_max=1000, bytes_max=2560)
+    assert [dropped(core, f"small-{n}", 10) for n in range(100)] == [[]] * 100
+    # Large ones may have half of the room: an older one goes for the next, and the small ones stay.
+    assert [dropped(core, f"large-{n}", 1000) for n in range(3)] == [[], ["large-0"], ["large-1"]]
+    # Many small ones go for each other.
+    assert [dropped(core, f"more-{n}", 10) for n in range(57)] == [[]] * 56 + [["small-0"]]
+    for task_id in ("large-0", "small-0", "large-2"):
+        again = one(core.submit(task_id), Admit)
+        assert again.replayed
+        assert core.state_of(task_id) == "finished"
+
+
+@pytest.mark.req("ORCH-3086", "ORCH-3024")
+def test_a_drained_embeddings_transcript_counts_when_the_task_expires() -> None:
+    core = Core(replica_set(workloads=("embedding",)), ready=(replica(),))
+    core.submit("a", workload="embedding", items=4, longest_input_bytes=5, prompt_bytes=20, deadline_ms=500)
+    core.tell(TokensProgressed("a", 1, 2, 7))
+    record = core.scheduler.state.tasks["a"]
+    dispatch.stop(core.scheduler.state, record, "drain")
+    core.tell(ended("a", result="stopped", slot_free=False, tokens_out=2, digest=7, transcript_bytes=300))
+    assert record.state == "queued"
+    core.pass_ms(1_000)
+    assert (core.state_of("a"), core.scheduler.state.retention.bytes) == ("failed", 300)
+
+
 @pytest.mark.req("ORCH-3024")
 def test_a_result_over_the_byte_bound_is_told_and_not_kept() -> None:
     core = Core(ready=(replica(),), bytes_max=10)
     core.submit("t")
     commands = core.tell(ended("t", transcript_bytes=11))
-    assert [type(c) for c in commands[:2]] == [Finish, Forget]
+    assert [type(c) for c in commands[:2]] == [Finish, DropTranscript]
+    assert core.state_of("t") == "finished"
 
 
 def test_a_clock_that_steps_back_does_not_turn_time_back() -> None:

@@ -77,12 +77,12 @@ def test_predictions_follow_measured_service_and_progress() -> None:
     core.submit("a")
     core.now_ms += 300
     core.tell(ended("a"))
-    # 300 ms for 10 tokens were measured, so 30 ms a token instead of the self-test's 10.
+    # 300 ms for 11 tokens, one of them of the prompt by its estimate, instead of the self-test's 10 ms each.
     core.submit("b")
-    assert one(core.submit("c"), Admit).predicted_start_ms == 330
+    assert one(core.submit("c"), Admit).predicted_start_ms == 300
     core.tell(TokensProgressed("b", 1, 4, 0))
-    assert one(core.submit("d", expected_tokens=2), Admit).predicted_start_ms == 210 + 330
-    assert one(core.submit("e"), Admit).predicted_start_ms == 210 + 330 + 90
+    assert one(core.submit("d", expected_tokens=2), Admit).predicted_start_ms == 491
+    assert one(core.submit("e"), Admit).predicted_start_ms == 573
 
 
 @pytest.mark.req("ORCH-3029")

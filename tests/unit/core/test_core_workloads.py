@@ -53,6 +53,30 @@ def test_sets_of_one_model_share_the_workloads_among_them() -> None:
     assert error.message.endswith("served: completion, embedding")
 
 
+@pytest.mark.req("OC-CORE-1020", "ORCH-3014")
+def test_a_refusal_is_about_the_sets_of_the_tasks_own_workload() -> None:
+    vectors = replica_set(set_id="set-b", pool_ids=("pool-b",), ctx=50, workloads=("embedding",))
+    core = Core(replica_set(), vectors, ready=(replica(), replica("r1", pool_id="pool-b", ctx=50)))
+    assert one(core.submit("c", ctx=200), Reject).error.message == "ctx 200 is over the model's limit of 100"
+    assert one(core.submit("v", ctx=60, **inputs(10)), Reject).error.message == "ctx 60 is over the model's limit of 50"
+
+
+@pytest.mark.req("ORCH-3045", "ORCH-3050")
+def test_determinism_left_open_is_strict_wherever_a_strict_set_fits() -> None:
+    loose = replica_set(set_id="set-b", pool_ids=("pool-b",), determinism="best_effort", ctx=200)
+    both = (replica("r1", pool_id="pool-b", ctx=200), replica())
+    core = Core(loose, replica_set(), ready=both)
+    assert one(core.submit("open", determinism=""), Start).replica_id == "r0"
+    assert one(core.submit("loose", determinism="best_effort"), Start).replica_id == "r1"
+    core = Core(loose, replica_set(), ready=both)
+    assert one(core.submit("strict"), Start).replica_id == "r0"
+    # Only the other one has the context.
+    assert one(core.submit("wide", determinism="", ctx=150), Start).replica_id == "r1"
+    # A strict set that is not Ready is not given up for one that promises less.
+    core = Core(loose, replica_set(), ready=both[:1])
+    assert one(core.submit("waits", determinism=""), Reject).error.code == "POOL_UNAVAILABLE"
+
+
 DETERMINISM = [
     ("strict", "", "strict"),
     ("strict", "strict", "strict"),
@@ -214,6 +238,22 @@ def test_the_pace_is_learnt_from_all_inputs_of_a_task() -> None:
     assert predictor.service_ns(100, 0) == pytest.approx(200 * MS, rel=0.02)
     assert predictor.cost_ns == pytest.approx(2 * MS, rel=0.02)
     assert not predictor.knows_lengths(TENANT, "embedding")
+
+
+@pytest.mark.req("ORCH-3081")
+@pytest.mark.parametrize("workload", ["embedding", "completion"])
+def test_an_engine_that_does_not_count_teaches_the_pace_of_what_was_estimated(workload: str) -> None:
+    core = Core(replica_set(workloads=(workload,), ctx=1000), ready=(replica(ctx=1000, token_ns=MS),))
+    for n in range(20):
+        core.submit(f"t{n}", **(inputs(*[40] * 10) | {"workload": workload, "ctx": 1000}))
+        core.now_ms += 200
+        core.tell(ended(f"t{n}", tokens_in=0, tokens_out=1, first_token_ns=200 * MS))
+    predictor = core.scheduler.state.sets[0].predictor
+    assert predictor.service_ns(100, 0) == pytest.approx(200 * MS, rel=0.05)
+    assert predictor.service_ns(200, 0) < 500 * MS
+    assert predictor.cost_ns == pytest.approx(2 * MS, rel=0.05)
+    predictor.prefilled(400, 0, 0, 10**12, 10**12)
+    assert predictor.service_ns(100, 0) == pytest.approx(200 * MS, rel=0.05)
 
 
 def test_a_waiting_embedding_that_was_preempted_pays_for_what_it_read() -> None:

@@ -8,11 +8,13 @@ import pytest
 
 from contracts import openapi_examples as ex
 from contracts.api import End
-from contracts.errors import ErrorInfo
+from contracts.errors import ErrorInfo, OrchError
 from contracts.gateway import Tokens
 from orchestrator.ingress import results
 from orchestrator.ingress.app import build_app
 from orchestrator.ingress.frontend import Frontend
+from orchestrator.ingress.result_memory import ResultMemory
+from orchestrator.ingress.results import EndWithResults, Events, gathered
 from orchestrator.ingress.submission import parse_submission
 from tests.unit.ingress.asgi import SETTINGS, Call, Exchange, task_body
 from tests.unit.ingress.fake_gateway import FakeGateway
@@ -96,6 +98,31 @@ async def test_results_beyond_the_bound_end_in_an_error(
     name, data = (await call("GET", STREAM)).events[-1][1:]
     assert (name, data["code"], data["retriable"]) == ("error", "INVALID_PARAMS", False)
     assert gateway.streams_open == 0
+
+
+async def test_results_of_all_streams_share_a_bound_that_is_given_back(call: Call, gateway: FakeGateway) -> None:
+    memory = ResultMemory(2 * sum(map(len, DIGITS)))
+    task = parse_submission(json.dumps(embedding()).encode(), "acme", "c", one_call=False).task
+    gateway.script = [ex.STARTED, Tokens(0, DIGITS[:1]), Tokens(1, DIGITS[1:]), DONE]
+    await call("POST", "/v1/tasks", embedding())
+
+    def attach() -> Events:
+        return gathered(gateway.stream(ex.TASK_ID, "acme", -1), task, memory)
+
+    first, second = attach(), attach()
+    assert isinstance([event async for event in first][-1], EndWithResults)
+    # Refused with the first results, before it holds any: the others would have no room.
+    with pytest.raises(OrchError) as full:
+        _ = [event async for event in second]
+    assert (full.value.info.code, full.value.info.retriable) == ("ADMISSION_REJECT", True)
+    assert full.value.info.retry_after_ms is not None
+    await second.aclose()
+    await first.aclose()
+    assert memory.used_bytes == 0
+    third = attach()
+    assert isinstance([event async for event in third][-1], EndWithResults)
+    assert third._texts == []  # type: ignore[union-attr]
+    await third.aclose()
 
 
 async def test_a_rank_that_is_none_is_our_failure(call: Call, gateway: FakeGateway) -> None:

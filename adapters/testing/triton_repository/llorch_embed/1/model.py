@@ -20,13 +20,17 @@ class TritonPythonModel:
         return [self._embed(request) for request in requests]
 
     def _embed(self, request: Any) -> Any:
-        text = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy().reshape(-1)[0]
-        numbers = np.frombuffer(hashlib.shake_128(text).digest(32), dtype="<u2").astype(np.float32)
-        embedding = (numbers - 32767.5) / 32767.5
-        count = np.array([len(toy_text.tokenize(text.decode()))], dtype=np.int32)
+        texts = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy().reshape(-1)
+        embedding = np.array([_numbers(text) for text in texts])
+        count = np.array([[len(toy_text.tokenize(text.decode()))] for text in texts], dtype=np.int32)
         return pb_utils.InferenceResponse(
             output_tensors=[
                 pb_utils.Tensor("embedding", embedding.astype(np.float32)),
                 pb_utils.Tensor("num_input_tokens", count),
             ]
         )
+
+
+def _numbers(text: bytes) -> Any:
+    numbers = np.frombuffer(hashlib.shake_128(text).digest(32), dtype="<u2").astype(np.float32)
+    return (numbers - 32767.5) / 32767.5
