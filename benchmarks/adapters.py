@@ -88,7 +88,8 @@ class Bare(asyncio.Protocol):
 async def bare_reads(endpoint: str, path: str, end: bytes) -> None:
     host, port = endpoint.rpartition(" ")[2].removeprefix("http://").split(":")
     transport, reader = await asyncio.get_running_loop().create_connection(lambda: Bare(end), host, int(port))
-    transport.write(f"POST {path} HTTP/1.1\r\nHost: peer\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+    body = b'{"stream":true}'  # which some peers want to see
+    transport.write(f"POST {path} HTTP/1.1\r\nHost: peer\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
     await reader.ended
     transport.close()
 
@@ -148,7 +149,8 @@ def main() -> int:
         for load in ("rush", "paced"):
             adapter, bare = (figures[f"{engine}/{load}/{name}_us"] for name in ("adapter", "bare"))
             print(f"{engine:<12} {load:<6} {adapter:>8.1f} {bare:>8.1f}")
-    missed = shortfalls(figures, load_limits("adapters"))
+    limits = {name: limit for name, limit in load_limits("adapters").items() if name.partition("/")[0] in engines}
+    missed = shortfalls(figures, limits)
     print("\n".join(missed) or "all limits hold")
     return 1 if missed and arguments.check else 0
 
