@@ -39,3 +39,20 @@ async def read_frames(
         except (*UNREADABLE, SseOverflowError) as error:
             raise worker_reset("the engine sent a frame that cannot be read", engine) from error
         yield frames
+
+
+async def read_whole(attempt: Attempt, response: ResponseStream, bytes_max: int, engine: str) -> bytes | None:
+    """An answer that is no stream, to its end; None with a cancel.
+
+    Raises EngineError (WORKER_RESET) for one that breaks off, or is longer than `bytes_max`.
+    """
+    answer = bytearray()
+    try:
+        while not attempt.canceled and (part := await response.read()):
+            answer += part
+            if len(answer) > bytes_max:
+                raise worker_reset("the engine's answer never ends", engine)
+    except OSError as error:
+        if not attempt.canceled:
+            raise worker_reset("the engine's answer broke off", engine) from error
+    return None if attempt.canceled else bytes(answer)

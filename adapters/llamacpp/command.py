@@ -14,16 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from adapters.gpus import gpu_count
 from contracts.engine import EngineSpec
 
 #: How many rows the engine computes at once, at most.
 BATCH_ROWS: Final = 32
 EXACT_FLAGS: Final = ("-t", "1", "-fa", "on")
-
-
-def gpu_count(spec: EngineSpec) -> int:
-    """How many GPUs the mask holds; 0 where it is not told, and for development on the CPU."""
-    return 0 if spec.accelerator == "cpu-dev" else len(spec.gpu_uuids) or len(spec.devices)
 
 
 def batch_rows(spec: EngineSpec) -> int:

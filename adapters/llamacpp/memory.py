@@ -8,9 +8,10 @@ host memory are estimates, high rather than low: the engine does not tell them b
 from pathlib import Path
 from typing import Final
 
+from adapters.arguments import last_value
 from adapters.errors import engine_error, model_error
-from adapters.llamacpp.arguments import last_value
-from adapters.llamacpp.command import batch_rows, gpu_count
+from adapters.gpus import gpu_count
+from adapters.llamacpp.command import batch_rows
 from adapters.llamacpp.files import model_files
 from adapters.llamacpp.gguf import GgufError, ModelHeader, Value, read_header
 from adapters.llamacpp.kv import CACHE_TYPE_DEFAULT, kv_bytes_at_most, largest

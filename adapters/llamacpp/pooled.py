@@ -13,9 +13,9 @@ from msgspec import Raw, Struct
 from adapters.answers import decoded
 from adapters.attempts import Attempt
 from adapters.errors import engine_error, worker_reset
-from adapters.exchange import ResponseStream
 from adapters.http_client import EngineClient
 from adapters.llamacpp.protocol import ENGINE
+from adapters.stream import read_whole
 from contracts.engine import Chunk, EngineError, Finish, GenerateRequest
 
 #: An answer holds the numbers of one input; the widest models have some ten thousand of them.
@@ -60,7 +60,7 @@ async def compute(attempt: Attempt, client: EngineClient, request: GenerateReque
         response = await attempt.run(attempt.keep(client.open(target, body)))
         if response is None or attempt.canceled:
             return
-        answer = await _read(attempt, response)
+        answer = await read_whole(attempt, response, _ANSWER_BYTES_MAX, ENGINE)
         if answer is None:
             return
         # The engine has nothing of the attempt until the next input.
@@ -112,18 +112,3 @@ def _no_number(index: int) -> EngineError:
     """JSON has no infinities, so the engine writes null for them."""
     message = f"the model gave something that is no number for input {index}; it may be damaged"
     return engine_error("INTERNAL", message, engine=ENGINE, retriable=False)
-
-
-async def _read(attempt: Attempt, response: ResponseStream) -> bytes | None:
-    """The whole answer; None where the attempt is canceled."""
-    answer = bytearray()
-    try:
-        while part := await response.read():
-            answer += part
-            if len(answer) > _ANSWER_BYTES_MAX:
-                raise worker_reset("the engine's answer never ends", ENGINE)
-    except OSError as error:
-        if attempt.canceled:
-            return None
-        raise worker_reset("the engine broke off its answer", ENGINE) from error
-    return None if attempt.canceled else bytes(answer)

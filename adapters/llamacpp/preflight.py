@@ -6,7 +6,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from adapters.errors import engine_error, model_error
-from adapters.llamacpp.command import gpu_count, server_environment
+from adapters.gpus import gpu_count
+from adapters.llamacpp.command import server_environment
 from adapters.llamacpp.files import model_digest
 from adapters.llamacpp.models import bundled_model_path
 from adapters.llamacpp.protocol import ENGINE

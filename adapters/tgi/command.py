@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+from adapters.gpus import gpu_count
 from contracts.engine import EngineSpec
 
 HOST: Final = "127.0.0.1"
@@ -41,11 +42,6 @@ def free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind((HOST, 0))
         return [probe.getsockname()[1] for probe in probes]
-
-
-def gpu_count(spec: EngineSpec) -> int:
-    """How many GPUs the mask holds; 0 where it is not told, and for development on the CPU."""
-    return 0 if spec.accelerator == "cpu-dev" else len(spec.gpu_uuids) or len(spec.devices)
 
 
 def launcher_command(spec: EngineSpec, folder: Path, port: int, prometheus_port: int, master_port: int) -> list[str]:

@@ -7,10 +7,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from adapters.answers import UNREADABLE
+from adapters.arguments import last_value
 from adapters.digest import folder_digest
 from adapters.errors import model_error
-from adapters.llamacpp.arguments import last_value
-from adapters.tgi.command import gpu_count
+from adapters.gpus import gpu_count
 from adapters.tgi.protocol import invalid
 from contracts.engine import EngineSpec
 from contracts.gpus import MemoryNeed

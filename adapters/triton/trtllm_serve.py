@@ -27,12 +27,12 @@ from adapters.engine_server import ATTACHED_NEED, EngineServer, Launch
 from adapters.errors import engine_error
 from adapters.exactness import in_flight, is_invariant
 from adapters.exchange import Address
+from adapters.gpus import gpu_count
 from adapters.http_client import EngineClient
 from adapters.tgi.command import HOST, free_ports
 from adapters.triton.options import read_options
 from adapters.triton.protocol import ENGINE
 from adapters.vllm import calls, protocol
-from adapters.vllm.command import gpu_count
 from adapters.vllm.memory import memory_need
 from adapters.vllm.model import model_digest
 from adapters.vllm.stream import read_completion

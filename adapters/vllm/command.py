@@ -9,17 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from adapters.gpus import gpu_count
 from adapters.vllm.options import context_tokens
 from contracts.engine import EngineSpec
 
 #: vLLM refuses to start where less of a GPU is free than this share, which it would take. It takes what we say
 #: instead, and whether that fits was found out before (ORCH-3003), so the share is as good as none.
 _GPU_SHARE: Final = "0.01"
-
-
-def gpu_count(spec: EngineSpec) -> int:
-    """How many GPUs the mask holds; 0 where it is not told, and for development on the CPU."""
-    return 0 if spec.accelerator == "cpu-dev" else len(spec.gpu_uuids) or len(spec.devices)
 
 
 def server_arguments(spec: EngineSpec, socket_path: Path, kv_cache_bytes: int) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from adapters.vllm.command import gpu_count
+from adapters.gpus import gpu_count
 from adapters.vllm.model import checked_model, kv_token_bytes, read_config, weights_bytes
 from adapters.vllm.options import context_tokens, draft, kv_value_bytes, told_kv_cache_bytes, value_bytes
 from contracts.engine import EngineSpec

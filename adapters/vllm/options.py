@@ -8,8 +8,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from adapters.answers import UNREADABLE
+from adapters.arguments import last_value
 from adapters.errors import engine_error
-from adapters.llamacpp.arguments import last_value
 from adapters.vllm.model import TextConfig
 from adapters.vllm.protocol import ENGINE
 from contracts.engine import EngineError, EngineSpec

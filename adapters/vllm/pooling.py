@@ -12,8 +12,8 @@ from msgspec import Raw, Struct
 from adapters.answers import decoded
 from adapters.attempts import Attempt
 from adapters.errors import engine_error, worker_reset
-from adapters.exchange import ResponseStream
 from adapters.http_client import EngineClient
+from adapters.stream import read_whole
 from adapters.vllm.protocol import ENGINE, Usage
 from contracts.engine import Chunk, Finish, GenerateRequest
 
@@ -63,7 +63,7 @@ async def pooled(
         response = await attempt.run(attempt.keep(client.open(path, body)))
         if response is None or attempt.canceled:
             return
-        answer = await _whole(attempt, response)
+        answer = await read_whole(attempt, response, _ANSWER_BYTES_MAX, ENGINE)
         response.close()
         if answer is None:
             return
@@ -83,27 +83,6 @@ def _call(model: str, request: GenerateRequest, group: list[str]) -> tuple[str, 
     if not request.prompt:
         raise engine_error("INVALID_PARAMS", "a rerank needs its query in `prompt`", engine=ENGINE, retriable=False)
     return "/v1/score", {"model": model, "queries": request.prompt, "documents": group}
-
-
-async def _whole(attempt: Attempt, response: ResponseStream) -> bytes | None:
-    """The whole body; None when the attempt is canceled meanwhile."""
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        try:
-            data = await response.read()
-        except OSError as error:
-            if attempt.canceled:
-                return None
-            raise worker_reset("the engine's answer broke off", ENGINE) from error
-        if attempt.canceled:
-            return None
-        if not data:
-            return b"".join(parts)
-        size += len(data)
-        if size > _ANSWER_BYTES_MAX:
-            raise worker_reset("the engine's answer never ends", ENGINE)
-        parts.append(data)
 
 
 def _read(answer: bytes, workload: str, count: int, begin: int) -> tuple[list[str], int]:

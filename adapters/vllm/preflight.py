@@ -8,7 +8,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from adapters.errors import engine_error
-from adapters.vllm.command import gpu_count, server_environment
+from adapters.gpus import gpu_count
+from adapters.vllm.command import server_environment
 from adapters.vllm.model import checked_model
 from adapters.vllm.protocol import ENGINE
 from adapters.vllm.provision import find_engine, find_model

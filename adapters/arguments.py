@@ -1,4 +1,4 @@
-"""What a pool's extra arguments tell llama-server, as far as it changes what the engine takes."""
+"""What a pool's extra arguments tell an engine, as far as it changes what the engine takes."""
 
 from collections.abc import Sequence
 
