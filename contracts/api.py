@@ -151,7 +151,8 @@ class Metrics(Struct, frozen=True, omit_defaults=True):
     One comes with every start, with a preemption, and then at a steady interval. `deadline_remaining_ms`
     is what is left until the task's own deadline; the three budgets are the session's. `preempted` says
     that the task was stopped for a more urgent one; while it is also `resumable` it waits, and with
-    `resumed` it goes on after the tokens that were delivered (ORCH-3086).
+    `resumed` it goes on after the tokens that were delivered (ORCH-3086). `failover`: it goes on after its replica
+    was lost; another one made the delivered tokens again, and they were the same (ORCH-3009, ORCH-3023).
     """
 
     queue_depth: int | None = None
@@ -167,6 +168,7 @@ class Metrics(Struct, frozen=True, omit_defaults=True):
     preempted: bool | None = None
     resumable: bool | None = None
     resumed: bool | None = None
+    failover: bool | None = None
 
 
 class Rank(Struct, frozen=True):

@@ -176,9 +176,9 @@ class ReadinessReport(Frame, frozen=True, gc=False):
 class TaskStarted(Frame, frozen=True, gc=False):
     """An attempt of a watched task runs; its tokens are at `endpoint`.
 
-    The first `resume_tokens` tokens are those of an earlier attempt that was preempted: they are in the
-    scheduler's transcript. `metrics` is the frame that goes to the client with the start. `determinism` is the
-    task's, or the set's where the task left it out.
+    The first `resume_tokens` tokens are those of an earlier attempt that was stopped or lost; the replica has found
+    them the same before it sends any. `metrics` is the frame that goes to the client with the start. `determinism`
+    is the task's, or the set's where the task left it out.
     """
 
     task_id: str
@@ -216,19 +216,27 @@ class TaskEnded(Frame, frozen=True, gc=False):
 
 
 class Endpoint(Struct, frozen=True):
-    """Where a channel server listens. `uds_path` is usable on the same node only."""
+    """Where a channel server listens. `uds_path` is usable on the same node only.
+
+    `epoch` counts the starts of the scheduler on its journal; replicas have none.
+    """
 
     node_id: str
     uds_path: str
     host: str
     port: int
+    epoch: int = 0
 
 
 # ------------------------------------------------------------- replica and scheduler
 
 
 class RegisterReplica(Frame, frozen=True, gc=False):
-    """First message of a replica; `endpoint` is where ingresses subscribe to tokens."""
+    """First message of a replica; `endpoint` is where ingresses subscribe to tokens.
+
+    Behind it come the `AttemptTranscript`s of ends that were not confirmed, then `ReplicaReady` if it serves, else
+    `ReplicaLoading`.
+    """
 
     replica_id: str
     pool_id: str
@@ -248,6 +256,13 @@ class AttemptTranscript(Frame, frozen=True, gc=False):
     task_id: str
     attempt: int
     tokens: bytes
+
+
+class EndNoted(Frame, frozen=True, gc=False):
+    """The end of an attempt is known and durable: the replica need not tell it again."""
+
+    task_id: str
+    attempt: int
 
 
 class ResumeMismatch(Frame, frozen=True, gc=False):
@@ -370,6 +385,7 @@ ToScheduler = (
     | core.TokensProgressed
     | core.AttemptEnded
     | core.SlotReleased
+    | core.TokensDiverged
 )
 ToIngress = (
     Admitted
@@ -391,6 +407,6 @@ ToIngress = (
     | TokenBatch
     | StreamOver
 )
-ToReplica = StartAttempt | StopAttempt | Measure | Launch | Refused | Subscribe | Credit | Unsubscribe
+ToReplica = StartAttempt | StopAttempt | EndNoted | Measure | Launch | Refused | Subscribe | Credit | Unsubscribe
 
 encode = msgspec.msgpack.Encoder().encode

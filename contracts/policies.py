@@ -121,7 +121,9 @@ class SetPolicy(Struct, frozen=True):
     `capacity` bounds the waiting tasks of all classes together. `model_refs` are the names under which clients
     may ask for the model, `workloads` what its engines were started for, `determinism` what they promise.
     `on_time_percent_min` is the chance of meeting its deadline under which a task is
-    refused (0: never). Prices are in millionths of the currency per 1000 tokens.
+    refused (0: never). `first_token_timeout_ms` bounds the time from an attempt's start to its first token,
+    `queue_timeout_ms` the time that a task may wait (None: its deadline alone does). Prices are in millionths of the
+    currency per 1000 tokens.
     """
 
     set_id: str
@@ -134,6 +136,8 @@ class SetPolicy(Struct, frozen=True):
     queues: tuple[QueuePolicy, ...]
     wall_timeout_ms: int
     idle_timeout_ms: int
+    first_token_timeout_ms: int | None = None
+    queue_timeout_ms: int | None = None
     workloads: tuple[str, ...] = ("completion",)
     determinism: str = "strict"
     fairness: FairnessKind = "wfq"

@@ -13,13 +13,14 @@ from contracts.base import Command, Event
 from contracts.errors import ErrorInfo
 
 #: Why a replica does not serve.
-#: exit: the engine's process ended; stuck: it stopped answering; launch: it did not come up or failed its
-#: self-test; model: the model's file is missing, unreadable or another one; headroom: too little free memory;
-#: mask: GPUs of the mask are absent or held by others; vram_oom, host_oom: memory ran out; driver: CUDA or
-#: driver error, driver reset; ecc, xid, gpu_lost: told by the GPU; actor, node: they died; lease: it ran out;
-#: refused: unlike its set.
+#: exit: the engine's process ended; killed: somebody else ended it (SIGKILL, SIGTERM); stuck: it stopped answering;
+#: launch: it did not come up or failed its self-test; model: the model's file is missing, unreadable or another
+#: one; headroom: too little free memory; mask: GPUs of the mask are absent or held by others; vram_oom, host_oom:
+#: memory ran out; driver: CUDA or driver error, driver reset; ecc, xid, gpu_lost: told by the GPU; actor, node: they
+#: died; lease: it ran out; refused: unlike its set.
 FaultKind = Literal[
     "exit",
+    "killed",
     "stuck",
     "launch",
     "model",

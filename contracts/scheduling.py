@@ -5,7 +5,9 @@ core's input, the channel's message and the journal's record. Instants are integ
 (`_ns`) of one monotonic clock that the shell owns.
 """
 
-from typing import Literal
+from typing import Final, Literal
+
+from msgspec import Struct
 
 from contracts.base import Command, Event
 from contracts.errors import ErrorInfo
@@ -53,10 +55,30 @@ class ReplicaLoading(Event, frozen=True, gc=False):
     incarnation: int = 0
 
 
+class RunningAttempt(Struct, frozen=True, gc=False):
+    """An attempt that occupies a slot of a replica whose link was made anew, and how far it is.
+
+    `over`: it has ended, and only its slot is still to be let go; a `SlotReleased` follows.
+    """
+
+    task_id: str
+    attempt: int
+    tokens_out: int = 0
+    digest: int = 0
+    over: bool = False
+
+
 class ReplicaReady(Event, frozen=True, gc=False):
-    """A replica preloaded its model and generated a token; dispatchable from now on."""
+    """A replica preloaded its model and generated a token; dispatchable from now on.
+
+    One whose link was made anew tells what it `running` has on its slots, and which attempts `ended` without
+    the scheduler's having confirmed that it knows. `incarnation` is that of the order it was made for.
+    """
 
     replica: ReplicaInfo
+    incarnation: int = 0
+    running: tuple[RunningAttempt, ...] = ()
+    ended: tuple["AttemptEnded", ...] = ()
 
 
 class ReplicaUnready(Event, frozen=True, gc=False):
@@ -135,6 +157,34 @@ class SessionCloseRequested(Event, frozen=True, gc=False):
     tenant: str
 
 
+class TokensDiverged(Event, frozen=True, gc=False):
+    """An ingress compared a later attempt of a task with what it had delivered: they differ (ORCH-3045)."""
+
+    task_id: str
+    attempt: int
+
+
+class JournalFailed(Event, frozen=True, gc=False):
+    """Nothing can be made durable at present, for `reason`; the admissions of `undone` were not answered."""
+
+    reason: str
+    undone: tuple[str, ...] = ()
+
+
+class JournalRestored(Event, frozen=True, gc=False):
+    """Records are durable again."""
+
+
+class ShutdownRequested(Event, frozen=True, gc=False):
+    """The service is about to end: nothing more is admitted or started. Answered by `AnswerShutdown`.
+
+    That comes when no attempt runs any more, or after `deadline_ms`.
+    """
+
+    request: int
+    deadline_ms: int
+
+
 class TimerFired(Event, frozen=True, gc=False):
     """The time last asked for by `SetTimer` has come."""
 
@@ -152,6 +202,10 @@ AnyEvent = (
     | SlotReleased
     | ReplicaReported
     | SessionCloseRequested
+    | TokensDiverged
+    | JournalFailed
+    | JournalRestored
+    | ShutdownRequested
     | TimerFired
     | PoolEvent
 )
@@ -217,8 +271,8 @@ Placement = Literal["least-loaded", "affinity", "handed-over"]
 class Start(Command, frozen=True, gc=False):
     """Run an attempt of a task on a replica that has a free slot for it.
 
-    `resume_tokens` tokens with the rolling digest `resume_digest` were delivered by an attempt that was
-    preempted: the replica makes them again, compares, and goes on (ORCH-3086). `warm`: the replica
+    `resume_tokens` tokens with the rolling digest `resume_digest` were made by an attempt that was stopped or
+    lost: the replica makes them again, compares, and goes on (ORCH-3086). `warm`: the replica
     should still hold the session's KV. `slack_ms` is what is left until the deadline; `busy` of `slots`
     slots were taken. `handed-over`: the slot was preempted for this task.
     """
@@ -244,7 +298,9 @@ class Start(Command, frozen=True, gc=False):
         )
 
 
-StopReason = Literal["cancel", "wall", "idle", "preempt", "drain"]
+#: first_token: none came in time; stale: an attempt that was given up goes on; diverged: it makes other tokens than
+#: the one before it.
+StopReason = Literal["cancel", "wall", "idle", "first_token", "preempt", "drain", "stale", "diverged"]
 
 
 class Stop(Command, frozen=True, gc=False):
@@ -265,24 +321,39 @@ class Stop(Command, frozen=True, gc=False):
             return f"preempted: {self.for_task} of a higher class would miss its deadline otherwise"
         if self.reason == "drain":
             return f"replica {self.replica_id} is drained and its deadline is over"
+        if self.reason == "stale":
+            return f"attempt {self.attempt} was given up when {self.replica_id} was lost"
+        if self.reason == "diverged":
+            return f"attempt {self.attempt} made other tokens than were delivered"
         return f"stopped by {self.reason}" if self.reason == "cancel" else f"stopped by the {self.reason} timeout"
 
 
-class Pause(Command, frozen=True, gc=False):
-    """A stopped task waits again; tell whoever listens that it will be resumed where it was (ORCH-3086).
+PauseCause = Literal["preempt", "drain", "lost"]
 
-    `cause` is what it was stopped for: a more urgent task, or the end of a drain.
+
+class Pause(Command, frozen=True, gc=False):
+    """A task waits again; tell whoever listens that it will be resumed where it was (ORCH-3086).
+
+    `cause` is what ended its attempt: a more urgent task, the end of a drain, or the loss of its replica. A lost
+    attempt may turn out to run all the same; nobody is told of a loss before it is made good.
     """
 
     task_id: str
     attempt: int
     predicted_start_ms: int
-    cause: Literal["preempt", "drain"] = "preempt"
+    cause: PauseCause = "preempt"
 
     @property
     def why(self) -> str:
-        what = "preempted" if self.cause == "preempt" else "moved off a drained replica"
+        what = _PAUSED_FOR[self.cause]
         return f"{what}, waits again; resumes in about {self.predicted_start_ms} ms"
+
+
+_PAUSED_FOR: Final[dict[PauseCause, str]] = {
+    "preempt": "preempted",
+    "drain": "moved off a drained replica",
+    "lost": "lost with its replica",
+}
 
 
 class Finish(Command, frozen=True, gc=False):
@@ -309,6 +380,14 @@ class AnswerClose(Command, frozen=True, gc=False):
 
     request: int
     found: bool
+
+
+class AnswerShutdown(Command, frozen=True, gc=False):
+    """Answer a request to end the service: so many attempts still run, so many tasks wait for the next start."""
+
+    request: int
+    running: int
+    waiting: int
 
 
 class Forget(Command, frozen=True, gc=False):
@@ -346,6 +425,7 @@ AnyCommand = (
     | Finish
     | AnswerCancel
     | AnswerClose
+    | AnswerShutdown
     | Forget
     | DropTranscript
     | RefuseReplica

@@ -26,7 +26,7 @@ def dispatch(state: State) -> None:
     """Start whatever can start in the sets in which something changed."""
     for home in state.dispatch_due:
         home.dispatch_due = False
-        while home.free_slots and _start_next(state, home):
+        while home.free_slots and not state.is_held and _start_next(state, home):
             pass
     state.dispatch_due.clear()
 

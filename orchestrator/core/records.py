@@ -38,6 +38,7 @@ class TaskRecord:
         "cancels",
         "charged_tokens",
         "cost_tokens",
+        "crashes",
         "deadline_ns",
         "ended_ns",
         "expired",
@@ -48,6 +49,7 @@ class TaskRecord:
         "key",
         "kv_bytes",
         "kv_tokens",
+        "losses",
         "measure_until_ns",
         "moves",
         "order",
@@ -136,6 +138,9 @@ class TaskRecord:
         self.preemptions = 0
         #: How often it was stopped because its replica was drained, to go on elsewhere.
         self.moves = 0
+        #: Attempts that died with their replica, and those of them whose engine crashed.
+        self.losses = 0
+        self.crashes = 0
         self.resume_tokens = 0
         self.resume_digest = 0
         #: A slot is being taken for it.

@@ -46,6 +46,12 @@ class State:
         #: Flows of tenants that are at their quota of running tasks.
         self.blocked: dict[str, list[tuple[ReplicaSet, Flow[TaskRecord]]]] = {}
         self._sequence = 0
+        #: After a recovery: replicas that may still run what was kept. Nothing is started while any is awaited.
+        self.awaited: dict[str, None] = {}
+        #: Why nothing can be made durable at present.
+        self.journal_down = ""
+        #: The service is about to end: nothing is admitted or started any more.
+        self.is_ending = False
         self.pools = Pools()
         generations.start(self, config)
 
@@ -65,6 +71,17 @@ class State:
         if not home.dispatch_due:
             home.dispatch_due = True
             self.dispatch_due.append(home)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether no task may be started now."""
+        return self.is_ending or bool(self.awaited)
+
+    def is_back(self, replica_id: str) -> None:
+        """A replica told what it runs, or will not come back: it is awaited no longer."""
+        if self.awaited.pop(replica_id, replica_id) is None and not self.awaited:
+            for home in self.sets:
+                self.want_dispatch(home)
 
     # ------------------------------------------------------------------ answers
 
