@@ -15,6 +15,8 @@ from contracts.engine import Chunk, EngineAdapter, Finish, GenerateRequest
 
 _SOON_S: Final = 5.0
 _LOOK_S: Final = 0.005
+#: How many broken generations may wait for their slots at once; the adapters of the suite have twice as many slots.
+_BROKEN_MAX: Final = 16
 
 #: Whole characters of one to four bytes, quotes, line ends, and what looks like framing but is text.
 PIECES: Final = (Piece(" Grüße"), Piece("猫"), Piece('🙂 "q" \\ {}'), Piece(" data: x\n\n"), Piece("\u2028z"))
@@ -29,6 +31,7 @@ class WireStage:
         self.peer = WirePeer(dialect)
         self.adapter: EngineAdapter = dialect.create(dialect.spec("http://127.0.0.1:1"))
         self._keys = itertools.count()
+        self._broken: list[str] = []
 
     async def open(self) -> None:
         """Start the peer and attach to it."""
@@ -54,7 +57,19 @@ class WireStage:
     async def play(self, *scene: Step, request: GenerateRequest | None = None) -> Outcome:
         """The outcome of one generation to which the peer plays `scene`."""
         self.peer.scene = scene
-        return await collect(self.adapter, self.key(), request or self.request())
+        key = self.key()
+        outcome = await collect(self.adapter, key, request or self.request())
+        if outcome.finish is None:
+            self._broken.append(key)
+            if len(self._broken) == _BROKEN_MAX:
+                await self._wait_for_slots()
+        return outcome
+
+    async def _wait_for_slots(self) -> None:
+        """As a replica does after ends that are not the engine's: else the next attempt may find no slot free."""
+        keys, self._broken = self._broken, []
+        # A peer that plays dead confirms nothing.
+        await asyncio.gather(*(self.adapter.cancel(key) for key in keys), return_exceptions=True)
 
     async def reaches(self, condition: Callable[[], bool], what: str) -> None:
         """Wait until `condition()` holds; not conforming when it does not, soon."""
