@@ -54,6 +54,8 @@ class SseSplitter:
         return not self._rest and not self._after_cr and chunk.endswith(b"\n") and b"\r" not in chunk
 
     def _with_plain_line_ends(self, chunk: bytes) -> bytes:
+        if not chunk:
+            return chunk
         # A CR at a chunk's end ends its line at once: nothing need follow it. The LF of a CRLF may.
         if self._after_cr and chunk.startswith(b"\n"):
             chunk = chunk[1:]

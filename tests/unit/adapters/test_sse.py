@@ -1,7 +1,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adapters.sse import SseOverflowError, SseSplitter
@@ -30,6 +30,7 @@ def test_payloads_of_a_recorded_stream() -> None:
 
 @pytest.mark.req("OC-ADAPT-5001")
 @given(st.lists(st.integers(0, len(RECORDED)), max_size=12), st.sampled_from([b"\n", b"\r\n", b"\r"]))
+@example([243, 243], b"\r\n")  # an empty chunk between CR and LF
 def test_chunk_borders_and_line_ends_never_matter(borders: list[int], line_end: bytes) -> None:
     splitter = SseSplitter()
     data = RECORDED.replace(b"\n", line_end)
