@@ -12,12 +12,15 @@ BIN := $(VENV)/bin
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
 ARGS ?=
 
-.PHONY: help run test test-pools conformance determinism test-vllm test-gpu lock-vllm check bench bench-core compiled wheel-compiled test-compiled schema trace format lock setup setup-dev clean
+.PHONY: help run test test-pools chaos soak powercut licences conformance determinism test-vllm test-gpu lock-vllm check bench bench-core compiled wheel-compiled test-compiled schema trace format lock setup setup-dev clean
 
 help:
 	@echo 'make run [ARGS="--config FILE"]   start the cluster (a small real model by default)'
 	@echo 'make test [ARGS="-k WORD"]        run every test, with the real engine'
 	@echo 'make test-pools [ARGS=...]        kill, drain, reload and roll pools on several raylets with fake GPUs'
+	@echo 'make chaos [SECONDS=120] [SEED=1] kill, stop and cut everything under load; compare every byte'
+	@echo 'make powercut [RUNS=200] [SEED=1] kill all processes at once, over and over; nothing accepted is missing'
+	@echo 'make soak [MINUTES=30]            paced load; memory and file descriptors of every process'
 	@echo 'make conformance [ARGS="-k WORD"] what every adapter must do, on real engines and scripted peers'
 	@echo 'make determinism [ARGS=--full]    same seed, same bytes: two replicas of each engine compared'
 	@echo 'make test-vllm                    the same for a real vLLM on the CPU (installs it: gigabytes, minutes)'
@@ -27,6 +30,7 @@ help:
 	@echo 'make bench-core [ARGS=--compiled] how fast the scheduler decides'
 	@echo 'make compiled | wheel-compiled    the core compiled, in build/compiled | as a wheel, in dist'
 	@echo 'make test-compiled                tests of the core, run on the compiled core'
+	@echo 'make licences                     what the service depends on, under which licence'
 	@echo 'make schema | trace | format      regenerate contracts | traceability | formatting'
 	@echo 'make lock                         resolve requirements/*.txt anew'
 	@echo 'make clean                        remove .venv, caches and .llorch'
@@ -41,6 +45,22 @@ test: $(VENV)/.stamp-dev
 
 test-pools: $(VENV)/.stamp-dev
 	@$(BIN)/python -m pytest -p no:schemathesis --timeout 300 tests/pools $(ARGS)
+
+SECONDS := 120
+SEED := 1
+MINUTES := 30
+RUNS := 200
+
+chaos: $(VENV)/.stamp-dev
+	@$(BIN)/python -m adapters.llamacpp
+	@$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) $(ARGS)
+
+soak: $(VENV)/.stamp-dev
+	@$(BIN)/python -m adapters.llamacpp
+	@$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) $(ARGS)
+
+powercut: $(VENV)/.stamp-dev
+	@$(BIN)/python -m tests.powercut --runs $(RUNS) --seed $(SEED)
 
 conformance: $(VENV)/.stamp-dev
 	@$(BIN)/python -m adapters.llamacpp
@@ -71,8 +91,12 @@ check: $(VENV)/.stamp-dev
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python -m contracts.generate --check
 	@$(BIN)/python -m tools.trace --check
+	@$(BIN)/python -m tools.licences --check
 	@$(BIN)/python -m pytest -q -p no:schemathesis tests/architecture
 	@echo 'check: all good'
+
+licences: $(VENV)/.stamp-dev
+	@$(BIN)/python -m tools.licences
 
 bench: $(VENV)/.stamp-dev
 	@$(BIN)/python benchmarks/overhead.py $(ARGS)

@@ -55,7 +55,8 @@ def _kill_marked(mark: bytes) -> None:
 class ChildProcess:
     """A started process. `status` is its exit status once it has ended (negative: signal).
 
-    `oom_killed` says whether the kernel killed a process for want of memory meanwhile (ORCH-3039).
+    `is_stopping`: it was asked to end here. `oom_killed`: the kernel killed a process for want of memory meanwhile
+    (ORCH-3039).
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class ChildProcess:
         self._exited = asyncio.Event()
         self._oom_kills_before = oom_kills()
         self.oom_killed = False
+        self.is_stopping = False
         self.status: int | None = None
         mark = token_hex(16) if tree else ""
         self._mark = f"{_MARK}={mark}" if mark else ""
@@ -107,6 +109,7 @@ class ChildProcess:
 
         A second SIGTERM has whatever it started killed with it.
         """
+        self.is_stopping = True
         for _ in range(2 if self._mark else 1):
             if self.status is None:
                 self._signal(signal.SIGTERM)

@@ -32,6 +32,8 @@ _HEALTH_INTERVAL_S: Final = 0.05
 _LAST_WORDS_S: Final = 3.0
 _ATTACHED_LOOK_S: Final = 1.0
 _ATTACHED_MISSES_MAX: Final = 3
+#: What ends a process whom somebody else kills, or who passes on that its own child was.
+_KILLED: Final = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL, 128 + signal.SIGTERM)
 #: The exit status of an attached engine that is gone: nobody knows a better one.
 ATTACHED_GONE: Final = 255
 
@@ -214,7 +216,8 @@ class EngineServer(ABC):
         return self._client, self._attempts
 
     def _why_ended(self, child: ChildProcess) -> FaultKind:
-        return classify(child.status, child.stderr_tail, child.oom_killed, gpu=self._spec.accelerator == "gpu")
+        kind = classify(child.status, child.stderr_tail, child.oom_killed, gpu=self._spec.accelerator == "gpu")
+        return killed_or(kind, child.status, asked=child.is_stopping)
 
     def _unready(self, message: str, kind: FaultKind = "launch", tail: tuple[str, ...] = ()) -> EngineError:
         return engine_error("POOL_UNREADY", message, engine=self.ENGINE, retriable=True, kind=kind, stderr_tail=tail)
@@ -226,6 +229,11 @@ class EngineServer(ABC):
         if child.status == -signal.SIGILL:
             return "its binary uses instructions that this CPU lacks (SIGILL)"
         return f"exit status {child.status}{self._last_line()}"
+
+
+def killed_or(kind: FaultKind, status: int | None, *, asked: bool = False) -> FaultKind:
+    """`killed` where nothing but a signal that nobody here sent (`asked`) tells why an engine ended, else `kind`."""
+    return "killed" if kind == "exit" and status in _KILLED and not asked else kind
 
 
 #: An engine that is attached to has taken its memory already.

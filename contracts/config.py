@@ -4,16 +4,23 @@ Every field that a small file does not name has a default. Fields marked "from a
 are part of the stable shape and are accepted, but not enforced yet: `llorch check` says so.
 """
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from contracts.api import Determinism, Engine, Workload
 from contracts.config_base import Identifier, PercentOfSome, PositiveInt, Rate, Section
 from contracts.config_pools import Digest, DrainMs, LeaseConfig, ModelConfig, RestartConfig, ScalingConfig
 from contracts.config_scheduling import AdmissionConfig, PreemptionConfig, PriceConfig, RateConfig, SessionsConfig
 from contracts.errors import PolicyLabel
+
+#: What an API key may do (OC-CTRL-2040).
+KeyRole = Literal["submit", "operate", "observe"]
+
+#: An address or a network, v4 or v6. A network with bits behind its prefix is a slip of the pen, and refused.
+Network = Annotated[str, AfterValidator(lambda text: str(ip_network(text)))]
 
 
 class QueueConfig(Section):
@@ -24,10 +31,16 @@ class QueueConfig(Section):
 
 
 class TimeoutConfig(Section):
-    """Watchdog (ORCH-3016): `wall_ms` from an attempt's start, `idle_ms` since its last token."""
+    """Watchdog (ORCH-3016): `wall_ms` from an attempt's start, `idle_ms` since its last token.
+
+    Left out: `first_token_ms`, from an attempt's start to its first token, and `queue_ms`, how long a task may wait
+    to be started, are bounded by the others and by the task's deadline alone.
+    """
 
     wall_ms: PositiveInt = 300_000
     idle_ms: PositiveInt = 30_000
+    first_token_ms: PositiveInt | None = None
+    queue_ms: PositiveInt | None = None
 
 
 class EngineOptions(Section):
@@ -119,11 +132,14 @@ class KeyConfig(Section):
     """One API key by reference: the file holds the sha256 of the key, never the key.
 
     `rps` and `burst` bound the requests made with it (ORCH-3006); without `rps`, `auth.rate` does.
+    `roles` say what it may do (OC-CTRL-2040): `submit` the data plane, `operate` what changes pools,
+    `observe` looking at pools, replica sets and metrics. Any key may read the capabilities.
     """
 
     name: Identifier
     tenant: Identifier
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of the key in hex; `llorch hash-key` makes it")
+    roles: list[KeyRole] = Field(["submit"], min_length=1, description="what the key may do")
     rps: Rate | None = None
     burst: PositiveInt | None = None
 
@@ -133,7 +149,25 @@ class AuthConfig(Section):
 
     enabled: bool = True
     keys: list[KeyConfig] = Field([])
+    keys_file: Path | None = Field(
+        None,
+        description="more keys, a YAML list like `keys` but without `rps` and `burst`; read again when it changes,"
+        " so that keys come and go without a restart. Each node with an ingress replica needs it at this path",
+    )
     rate: RateConfig | None = None
+    protect_metrics: bool = Field(
+        False, description="true: `/metrics`, and the pools that `/readyz` tells of, need a key with `observe`"
+    )
+
+
+class TlsConfig(Section):
+    """Certificate of the ingress replicas' own listener, in PEM; read again when a file changes."""
+
+    cert_file: Path = Field(description="the certificate, and behind it those between it and the root")
+    key_file: Path = Field(description="its private key, without a passphrase")
+    client_ca_file: Path | None = Field(
+        None, description="given: clients need a certificate that one of these authorities signed"
+    )
 
 
 class ServerConfig(Section):
@@ -141,14 +175,32 @@ class ServerConfig(Section):
 
     `port` is the ingress replicas' own listener, the fast door of every node that has one;
     `haproxy_port` (left out: `port` + 1) is HAProxy, which spreads over the replicas of all nodes.
+    Limits hold for each ingress replica; those of heads, times and connections for its own listener.
     """
 
     port: Annotated[int, Field(ge=1, le=65534)] = 8000
     haproxy_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     ingress_replicas: PositiveInt = 2
     body_max_bytes: PositiveInt = 4 * 1024 * 1024
+    head_max_bytes: PositiveInt = Field(32 * 1024, description="request line and headers together")
+    headers_max: PositiveInt = Field(100, description="headers of one request")
+    request_timeout_ms: PositiveInt = Field(
+        30_000, description="how long a request's head may take to arrive, and then its body"
+    )
+    write_timeout_ms: PositiveInt = Field(
+        60_000, description="how long a client may take nothing of what waits for it, before its connection is cut"
+    )
+    connections_max: PositiveInt = Field(10_000, description="connections at once; one over it is told to try later")
+    streams_max: PositiveInt = Field(1_000, description="streams that one key may have open at once")
+    trusted_proxies: list[Network] = Field(
+        [], description="addresses or networks whose `X-Forwarded-For` is believed when failed keys are counted"
+    )
+    tls: TlsConfig | None = Field(None, description="left out: plain HTTP")
     keepalive_ms: PositiveInt = 15_000
     metrics_interval_ms: PositiveInt = 1_000
+    shutdown_ms: Annotated[int, Field(ge=0)] = Field(
+        10_000, description="how long running tasks may end when the service is stopped; the next start does the rest"
+    )
 
 
 class ResultsConfig(Section):
@@ -157,6 +209,20 @@ class ResultsConfig(Section):
     ttl_ms: PositiveInt = 600_000
     tasks_max: PositiveInt = 10_000
     bytes_max: PositiveInt = 256 * 1024 * 1024
+
+
+class StorageConfig(Section):
+    """Where the service keeps what outlives it: accepted tasks, their results, sessions, quotas, pools (ORCH-3051).
+
+    The journal in `data_dir` is of one service. Left out, it is `.llorch/data` for `llorch run`, else
+    `llorch` in the user's own folder for data, on the head node.
+    """
+
+    data_dir: Path | None = Field(None, description="folder on a local disk of the head node")
+    journal: bool = Field(True, description="false: keep nothing; all is lost with the scheduler's process")
+    bytes_max: Annotated[int, Field(ge=16 * 1024 * 1024)] = Field(
+        4 * 1024 * 1024 * 1024, description="size that the journal may reach; beyond it nothing is accepted"
+    )
 
 
 class Config(Section):
@@ -170,4 +236,5 @@ class Config(Section):
     server: ServerConfig = ServerConfig()
     results: ResultsConfig = ResultsConfig()
     sessions: SessionsConfig = SessionsConfig()
+    storage: StorageConfig = StorageConfig()
     unknown_fields: Literal["strict", "compat"] = "strict"

@@ -8,7 +8,7 @@ keeps the records moves them to the clock of the next one (`moved`).
 from msgspec import Struct
 from msgspec.structs import replace
 
-from contracts.scheduling import Admit, Start
+from contracts.decisions import Admit, Start, StopReason
 from contracts.tasks import Outcome, ReplicaInfo, TaskInfo
 
 
@@ -17,7 +17,10 @@ class KeptTask(Struct, frozen=True, tag=True, gc=False):
 
     From the first start on: `attempt`, `start` and `replica` are those of the last attempt. The first `resume_tokens`
     tokens have the rolling digest `resume_digest`. `losses` counts attempts that died with their replica, `crashes`
-    those of them whose engine crashed. Once `outcome` is there, it ended at `ended_ns`, leaving `transcript_bytes`.
+    those of them whose engine crashed. `over_attempt` is the last attempt that is known to be over, so that one after
+    it may still run; `lost_attempt` the last one that died; `is_failover`: the present one took its place.
+    `stop_reason` is why the last attempt was to stop, until it has. `skipped` numbers of attempts were not its own, but
+    those of an earlier task of its id. Once `outcome` is there, it ended at `ended_ns`, leaving `transcript_bytes`.
     """
 
     task: TaskInfo
@@ -41,6 +44,11 @@ class KeptTask(Struct, frozen=True, tag=True, gc=False):
     outcome: Outcome | None = None
     ended_ns: int = 0
     transcript_bytes: int = 0
+    over_attempt: int = 0
+    lost_attempt: int = 0
+    stop_reason: StopReason | None = None
+    is_failover: bool = False
+    skipped: int = 0
 
 
 class ForgottenTask(Struct, frozen=True, tag=True, gc=False):
@@ -50,7 +58,10 @@ class ForgottenTask(Struct, frozen=True, tag=True, gc=False):
 
 
 class KeptSession(Struct, frozen=True, tag=True, gc=False):
-    """What a session used up, without what its live tasks reserve; its life ends at `until_ns` unless used again."""
+    """What a session used up, without what its live tasks reserve; its life ends at `until_ns` unless used again.
+
+    One that is `closing` ends with the last of its live tasks. One with live tasks lives on whatever `until_ns` says.
+    """
 
     tenant: str
     session_id: str
@@ -60,10 +71,11 @@ class KeptSession(Struct, frozen=True, tag=True, gc=False):
     used_tokens: int
     used_ns: int
     used_micros: int
+    closing: bool = False
 
 
 class ForgottenSession(Struct, frozen=True, tag=True, gc=False):
-    """A session was closed."""
+    """A session was closed, has expired or had to make room."""
 
     tenant: str
     session_id: str
@@ -91,8 +103,19 @@ class KeptReplica(Struct, frozen=True, gc=False):
     slots: int
 
 
+class KeptGeneration(Struct, frozen=True, gc=False):
+    """Replicas of a pool with another model than it serves: they finish what they have, or are a canary."""
+
+    model_ref: str
+    replicas: tuple[KeptReplica, ...]
+
+
 class KeptPool(Struct, frozen=True, tag=True, gc=False):
-    """A managed pool: the model it serves, how its replicas are numbered, and those it has."""
+    """A managed pool: the model it serves, how its replicas are numbered, and those it has.
+
+    `configured_ref` is the model it was configured with, so that a change of the configuration shows. A `drained`
+    pool that has replicas is being drained. `others` are beside the replicas that serve it.
+    """
 
     pool_id: str
     model_ref: str
@@ -100,6 +123,8 @@ class KeptPool(Struct, frozen=True, tag=True, gc=False):
     drained: bool
     ordinal: int
     replicas: tuple[KeptReplica, ...]
+    configured_ref: str = ""
+    others: tuple[KeptGeneration, ...] = ()
 
 
 Record = KeptTask | ForgottenTask | KeptSession | ForgottenSession | KeptAccount | KeptPool

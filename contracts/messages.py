@@ -4,8 +4,6 @@ Core events that a replica reports travel as they are; the rest is here. `req` n
 question on its connection, and the answer carries the same number.
 """
 
-from typing import Literal
-
 import msgspec
 from msgspec import Struct
 
@@ -26,6 +24,11 @@ from contracts.errors import ErrorInfo
 from contracts.gpus import GpuCounts, GpuReading
 from contracts.pools import LeaseRenewed, ReplicaFaulted
 from contracts.tasks import Outcome, ReplicaInfo, TaskInfo
+from contracts.token_messages import Credit as Credit
+from contracts.token_messages import StreamOver as StreamOver
+from contracts.token_messages import Subscribe as Subscribe
+from contracts.token_messages import TokenBatch as TokenBatch
+from contracts.token_messages import Unsubscribe as Unsubscribe
 
 # ------------------------------------------------------------- ingress to scheduler
 
@@ -234,8 +237,8 @@ class Endpoint(Struct, frozen=True):
 class RegisterReplica(Frame, frozen=True, gc=False):
     """First message of a replica; `endpoint` is where ingresses subscribe to tokens.
 
-    Behind it come the `AttemptTranscript`s of ends that were not confirmed, then `ReplicaReady` if it serves, else
-    `ReplicaLoading`.
+    Behind it come the `AttemptTranscript`s of ends that were not confirmed, then, with these ends, `ReplicaReady` if it
+    serves, else `ReplicaLoading`.
     """
 
     replica_id: str
@@ -312,45 +315,6 @@ class EngineGauges(Frame, frozen=True, gc=False):
     gpus: tuple[GpuReading, ...] = ()
     gpu_counts: GpuCounts = GpuCounts()
     host_ram_used_bytes: int | None = None
-
-
-# --------------------------------------------------------------- ingress and replica
-
-
-class Subscribe(Frame, frozen=True, gc=False):
-    """Send the tokens of an attempt from `first` on, at most `credit` of them until more is granted."""
-
-    sid: int
-    task_id: str
-    attempt: int
-    first: int
-    credit: int
-
-
-class Credit(Frame, frozen=True, gc=False):
-    sid: int
-    tokens: int
-
-
-class Unsubscribe(Frame, frozen=True, gc=False):
-    sid: int
-
-
-class TokenBatch(Frame, frozen=True, gc=False):
-    """All tokens that one engine step made for this connection: (sid, first index, texts)."""
-
-    items: list[tuple[int, int, list[str]]]
-
-
-class StreamOver(Frame, frozen=True, gc=False):
-    """No token of the subscription will follow. Only `finished` is an outcome by itself.
-
-    `unknown`: the replica holds no such attempt (any more).
-    """
-
-    sid: int
-    result: Literal["finished", "stopped", "failed", "unknown"]
-    outcome: Outcome | None = None
 
 
 ToScheduler = (

@@ -50,9 +50,12 @@ _FAILURES: Final[dict[int, Failure]] = {
     **SHARED_FAILURES,
     404: Failure("No such pool; the message names those that there are."),
     409: Failure("Not now: the message says what is under way, or that there is nothing to do."),
+    429: Failure(
+        "Too many requests without a valid key came from here.", ("Retry-After", "X-Backoff-Ms"), ("ORCH-2007",)
+    ),
     503: Failure("The scheduler cannot be reached.", ("Retry-After", "X-Backoff-Ms")),
 }
-_ASKED: Final = (401, 403, 404, 500, 503)
+_ASKED: Final = (404, 500, 503)
 _POOL: Final = "/v1/pools/{id}"
 _STRICT: Final = "JSON, whatever the Content-Type says. Unknown fields and integers with a fraction are refused."
 
@@ -116,8 +119,9 @@ def _pool_paths() -> Json:
                 "Health of every pool",
                 ["ORCH-2103"],
                 {"200": json_answer("In the order of their ids.", "PoolHealth", {"pools": [ex.HEALTHY]}, many=True)},
-                (401, 403, 500, 503),
+                (500, 503),
                 "pools",
+                "observe",
             )
         },
         f"{_POOL}/health": _item("get", _health()),
@@ -139,8 +143,9 @@ def _discovery_paths() -> Json:
                 "Load and objectives of every replica set",
                 ["ORCH-2104", "OC-CTRL-2004"],
                 {"200": json_answer("All of them.", "ReplicaSetStatus", {"sets": [ex.REPLICA_SET]}, many=True)},
-                (401, 403, 500, 503),
+                (500, 503),
                 "discovery",
+                "observe",
             )
         },
         "/v1/capabilities": {
@@ -149,7 +154,7 @@ def _discovery_paths() -> Json:
                 "What the engines here can serve",
                 ["ORCH-3095", "ORCH-3096", "OC-CTRL-2060", "OC-CTRL-2061"],
                 {"200": json_answer("By engine.", "Capabilities", {"development": ex.CAPABILITIES})},
-                (401, 403, 500, 503),
+                (500, 503),
                 "discovery",
             )
         },
@@ -178,6 +183,7 @@ def _health() -> Json:
         {"200": json_answer("The pool.", "PoolHealth", examples)},
         _ASKED,
         "pools",
+        "observe",
     )
 
 
@@ -185,5 +191,5 @@ def _request(name: str, summary: str, ids: list[str], body: bool = True) -> Json
     """An operation that is answered with 202 once it is taken on."""
     accepted = json_answer("Taken on.", "PoolAccepted", {"accepted": ex.ACCEPTED})
     accepted["headers"] |= headers("Location")
-    failures = (400, 401, 403, 404, 409, 413, 500, 503) if body else (401, 403, 404, 409, 500, 503)
-    return operation(name, summary, ids, {"202": accepted}, failures, "pools")
+    failures = (400, 404, 409, 413, 500, 503) if body else (404, 409, 500, 503)
+    return operation(name, summary, ids, {"202": accepted}, failures, "pools", "operate")

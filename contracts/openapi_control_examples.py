@@ -150,6 +150,13 @@ CONTROL_ERRORS: Final[dict[str, ErrorInfo]] = {
         retriable=False,
     ),
     "PAYLOAD_TOO_LARGE": ErrorInfo("PAYLOAD_TOO_LARGE", "The body is over 4194304 bytes.", retriable=False),
+    "ADMISSION_REJECT": ErrorInfo(
+        "ADMISSION_REJECT",
+        "Too many requests without a valid API key came from this address.",
+        retriable=True,
+        retry_after_ms=700,
+        policy_label="reject",
+    ),
     "INTERNAL": ErrorInfo("INTERNAL", "The service failed to handle this; quote the correlation id.", retriable=True),
     "POOL_UNAVAILABLE": ErrorInfo(
         "POOL_UNAVAILABLE",

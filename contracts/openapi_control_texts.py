@@ -112,7 +112,8 @@ A pool keeps replicas of one engine and one model. The control plane tells how p
 serve another model: beside the old one, atomically, and revertibly. What changes something is answered with 202 once it
 is taken on; `GET /v1/pools/{id}/health` tells how it goes on.
 
-Keys, correlation ids and errors are those of the data plane, and both have one version. A path that does not exist
-answers 404, a method that a path does not take 405 with `Allow`, both with the envelope. Clients must ignore response
-fields that they do not know: minor versions add some.
+Keys, correlation ids and errors are those of the data plane, and both have one version. `x-required-role` names the
+role that a key needs: `observe` to look, `operate` to change; where there is none, any key will do.
+A path that does not exist answers 404, a method that a path does not take 405 with `Allow`, both with the envelope.
+Clients must ignore response fields that they do not know: minor versions add some.
 """

@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from contracts.config import KeyRole
 from contracts.errors import HTTP_STATUS, ErrorInfo
 from contracts.openapi_examples import plain
 
@@ -57,10 +58,15 @@ class Failure(NamedTuple):
 SHARED_FAILURES: Final = {
     400: Failure("The request cannot be served as it is; the message names field and remedy."),
     401: Failure("No API key.", ("WWW-Authenticate",), ("ORCH-3035", "OC-CTRL-2040")),
-    403: Failure("An API key that is not known or not allowed this.", (), ("ORCH-3035", "OC-CTRL-2040")),
+    403: Failure(
+        "An API key that is not known or lacks the role; the message names it.", (), ("ORCH-3035", "OC-CTRL-2040")
+    ),
     413: Failure("The body is over the limit."),
     500: Failure("The service failed."),
 }
+
+#: How asking for a key can fail: none, not this one, too many failures.
+_OF_KEYS: Final = (401, 403, 429)
 
 SECURITY: Final[list[Json]] = [{"bearer": []}, {"apiKey": []}]
 SECURITY_SCHEMES: Final[Json] = {
@@ -75,8 +81,39 @@ def ref(kind: str, name: str) -> Json:
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
-def operation(name: str, summary: str, ids: list[str], answers: Json, failures: tuple[int, ...], tag: str) -> Json:
-    """One operation that fails with the envelope and any of the statuses in `failures`."""
+def operation(
+    name: str,
+    summary: str,
+    ids: list[str],
+    answers: Json,
+    failures: tuple[int, ...],
+    tag: str,
+    role: KeyRole | None = None,
+) -> Json:
+    """One operation that needs a key, and fails with the envelope and any of the statuses in `failures`.
+
+    `role` is what the key must have (OC-CTRL-2040); None: any key will do.
+    """
+    failures = tuple(sorted({*failures, *_OF_KEYS}))
+    asked: Json = {"x-required-role": role} if role is not None else {}
+    return asked | _operation(name, summary, ids, answers, failures, tag)
+
+
+def service(
+    name: str, summary: str, answers: Json, ids: list[str] | None = None, failures: tuple[int, ...] = (500,)
+) -> Json:
+    """An operation that needs no key."""
+    described = _operation(name, summary, [*(ids or []), "OC-CTRL-2052"], answers, failures, "service")
+    return described | {"security": []}
+
+
+def protectable(name: str, summary: str, answers: Json, role: KeyRole) -> Json:
+    """An operation that needs a key of this role where the operator says so (`auth.protect_metrics`)."""
+    described = service(name, summary, answers, ["OC-CTRL-2040"], (*_OF_KEYS, 500))
+    return described | {"security": [{}, *SECURITY], "x-required-role": role}
+
+
+def _operation(name: str, summary: str, ids: list[str], answers: Json, failures: tuple[int, ...], tag: str) -> Json:
     return {
         "operationId": name,
         "summary": summary,
@@ -85,11 +122,6 @@ def operation(name: str, summary: str, ids: list[str], answers: Json, failures: 
         "parameters": [ref("parameters", "CorrelationId")],
         "responses": answers | {str(status): ref("responses", _NAMES[status]) for status in failures},
     }
-
-
-def service(name: str, summary: str, answers: Json, ids: list[str] | None = None) -> Json:
-    """An operation that needs no key."""
-    return operation(name, summary, [*(ids or []), "OC-CTRL-2052"], answers, (500,), "service") | {"security": []}
 
 
 def response(description: str) -> Json:

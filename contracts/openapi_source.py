@@ -25,6 +25,7 @@ from contracts.openapi_parts import (
     json_answer,
     json_body,
     operation,
+    protectable,
     ref,
     response,
     schemas,
@@ -101,7 +102,10 @@ def build_document() -> Json:
         "tags": [
             {"name": "tasks", "description": "Submit, follow and cancel tasks."},
             {"name": "sessions", "description": "Look at sessions and end them."},
-            {"name": "service", "description": "Health, metrics and documentation. No key needed."},
+            {
+                "name": "service",
+                "description": "Health, metrics and documentation. No key needed, unless metrics are protected.",
+            },
         ],
         "security": SECURITY,
         "paths": _paths(),
@@ -131,8 +135,9 @@ def _paths() -> Json:
                         {"queued": ex.QUEUED, "preempted": ex.PREEMPTED, "finished": ex.FINISHED},
                     )
                 },
-                (400, 401, 403, 404, 500, 503),
+                (400, 404, 500, 503),
                 "tasks",
+                "submit",
             ),
         },
         "/v1/tasks/{id}/stream": {"parameters": [ref("parameters", "TaskId")], "get": _stream()},
@@ -143,8 +148,9 @@ def _paths() -> Json:
                 "Cancel a task; after the answer no token of it follows",
                 ["ORCH-2003", "ORCH-3017", "ORCH-3026", "OC-CTRL-2012"],
                 {"204": response("Canceled, or ended already.")},
-                (400, 401, 403, 404, 500, 503),
+                (400, 404, 500, 503),
                 "tasks",
+                "submit",
             ),
         },
         "/v1/sessions/{id}": _session(),
@@ -161,7 +167,7 @@ def _paths() -> Json:
             )
         },
         "/metrics": {
-            "get": service("metrics", "Prometheus metrics", {"200": bare("Text format.", "text/plain")}),
+            "get": protectable("metrics", "Prometheus metrics", {"200": bare("Text format.", "text/plain")}, "observe"),
         },
         "/docs": {"get": service("docs", "This document as a page", {"200": bare("A page.", "text/html")})},
         "/openapi.json": {"get": service("openapi", "This document as JSON", {"200": bare("It.", "application/json")})},
@@ -169,7 +175,7 @@ def _paths() -> Json:
 
 
 def _session() -> Json:
-    failures = (400, 401, 403, 404, 500, 503)
+    failures = (400, 404, 500, 503)
     return {
         "parameters": [ref("parameters", "SessionId")],
         "get": operation(
@@ -179,6 +185,7 @@ def _session() -> Json:
             {"200": json_answer("The session.", "Session", {"warm": ex.SESSION})},
             failures,
             "sessions",
+            "submit",
         ),
         "delete": operation(
             "endSession",
@@ -187,6 +194,7 @@ def _session() -> Json:
             {"204": response("Ended.")},
             failures,
             "sessions",
+            "submit",
         ),
     }
 
@@ -201,8 +209,9 @@ def _submit() -> Json:
         "Admit a task",
         ["ORCH-2001", "ORCH-3024", "ORCH-3029", "ORCH-3099", "OC-CTRL-2010", "OC-CTRL-2050"],
         {"200": streamed, "202": admitted},
-        (400, 401, 403, 409, 413, 429, 500, 503),
+        (400, 409, 413, 429, 500, 503),
         "tasks",
+        "submit",
     )
     submit["parameters"].append(ref("parameters", "LastEventId"))
     submit["requestBody"] = json_body(
@@ -224,8 +233,9 @@ def _stream() -> Json:
         "Follow a task's tokens; re-attach with Last-Event-ID",
         ["ORCH-2002", "ORCH-3029", "ORCH-3100", "OC-CTRL-2020", "OC-CTRL-2021", "OC-CTRL-2022", "OC-CTRL-2023"],
         {"200": _events("The task's events.")},
-        (400, 401, 403, 404, 500, 503),
+        (400, 404, 500, 503),
         "tasks",
+        "submit",
     )
     stream["parameters"].append(ref("parameters", "LastEventId"))
     return stream

@@ -112,7 +112,7 @@ FIELDS: Final[dict[str, dict[str, str]]] = {
             "With DEADLINE_UNMET: the smallest `deadline_ms` that would have been accepted (ORCH-3079)."
         ),
     },
-    "Readiness": {"pools": "State of each pool by id."},
+    "Readiness": {"pools": "State of each pool by id; empty where metrics are protected and the key lacks `observe`."},
 }
 
 OVERVIEW: Final = """\
@@ -120,8 +120,10 @@ Tasks go into a bounded queue and come back as token streams. `POST /v1/tasks` t
 where it stands and when it will start; `GET /v1/tasks/{id}/stream` delivers the tokens and can be re-attached at any
 time with `Last-Event-ID`. With `Accept: text/event-stream` the POST itself answers with the stream.
 
-Every path under `/v1` needs an API key (`Authorization: Bearer KEY` or `X-API-Key: KEY`). `X-Correlation-Id` is
-accepted on every request (1 to 128 visible ASCII characters), made when absent, and echoed on every response.
+Every path under `/v1` needs an API key (`Authorization: Bearer KEY` or `X-API-Key: KEY`) with the role that
+`x-required-role` names; without it the answer is 403. Who fails to show one too often is answered 429 until it waits.
+`X-Correlation-Id` is accepted on every request (1 to 128 visible ASCII characters), made when absent, and echoed on
+every response.
 A path that does not exist answers 404, a method that a path does not take 405 with `Allow`, both with the envelope.
 Clients must ignore response fields and event kinds that they do not know: minor versions add some.
 """

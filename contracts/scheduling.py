@@ -10,9 +10,14 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from contracts.base import Command, Event
+from contracts.decisions import Admit as Admit
+from contracts.decisions import Placement as Placement
+from contracts.decisions import Start as Start
+from contracts.decisions import StopReason as StopReason
 from contracts.errors import ErrorInfo
+from contracts.journal import Kept
 from contracts.pools import FaultKind, PoolCommand, PoolEvent
-from contracts.tasks import Budgets, Outcome, ReplicaInfo, TaskInfo
+from contracts.tasks import Outcome, ReplicaInfo, TaskInfo
 
 # -------------------------------------------------------------------------- events
 
@@ -47,12 +52,14 @@ class CancelRequested(Event, frozen=True, gc=False):
 class ReplicaLoading(Event, frozen=True, gc=False):
     """A replica exists and is bringing its engine up, or waits to be told to; not dispatchable yet.
 
-    `incarnation` is that of the order it was made for.
+    `incarnation` is that of the order it was made for. One whose link was made anew tells which attempts `ended`
+    without the scheduler's having confirmed that it knows.
     """
 
     replica_id: str
     pool_id: str
     incarnation: int = 0
+    ended: tuple["AttemptEnded", ...] = ()
 
 
 class RunningAttempt(Struct, frozen=True, gc=False):
@@ -157,6 +164,15 @@ class SessionCloseRequested(Event, frozen=True, gc=False):
     tenant: str
 
 
+class ServiceRecovered(Event, frozen=True, gc=False):
+    """The service goes on with what an earlier scheduler kept (ORCH-3051). The first event, or none at all.
+
+    Its instants are those of the clock that this scheduler is stepped with.
+    """
+
+    kept: Kept
+
+
 class TokensDiverged(Event, frozen=True, gc=False):
     """An ingress compared a later attempt of a task with what it had delivered: they differ (ORCH-3045)."""
 
@@ -202,6 +218,7 @@ AnyEvent = (
     | SlotReleased
     | ReplicaReported
     | SessionCloseRequested
+    | ServiceRecovered
     | TokensDiverged
     | JournalFailed
     | JournalRestored
@@ -211,35 +228,6 @@ AnyEvent = (
 )
 
 # ------------------------------------------------------------------------ commands
-
-
-class Admit(Command, frozen=True, gc=False):
-    """Answer a submission: accepted. `replayed` marks the same task submitted again.
-
-    `on_time_probability` is the chance that the task ends before its deadline, 0 to 1. `accelerator` is what the
-    set's pools run on.
-    """
-
-    submission: int
-    task_id: str
-    queue_position: int
-    predicted_start_ms: int
-    backoff_ms: int
-    replayed: bool = False
-    on_time_probability: float = 1.0
-    budgets: Budgets | None = None
-    accelerator: str = "gpu"
-
-    @property
-    def why(self) -> str:
-        if self.replayed:
-            return "the same request was admitted before"
-        if not self.predicted_start_ms:
-            return "a slot is free"
-        return (
-            f"{self.queue_position} ahead, starts in about {self.predicted_start_ms} ms,"
-            f" {self.on_time_probability:.0%} sure to be on time"
-        )
 
 
 class Reject(Command, frozen=True, gc=False):
@@ -265,44 +253,6 @@ class MeasurePrompt(Command, frozen=True, gc=False):
     replica_id: str
 
 
-Placement = Literal["least-loaded", "affinity", "handed-over"]
-
-
-class Start(Command, frozen=True, gc=False):
-    """Run an attempt of a task on a replica that has a free slot for it.
-
-    `resume_tokens` tokens with the rolling digest `resume_digest` were made by an attempt that was stopped or
-    lost: the replica makes them again, compares, and goes on (ORCH-3086). `warm`: the replica
-    should still hold the session's KV. `slack_ms` is what is left until the deadline; `busy` of `slots`
-    slots were taken. `handed-over`: the slot was preempted for this task.
-    """
-
-    task_id: str
-    attempt: int
-    replica_id: str
-    resume_tokens: int = 0
-    resume_digest: int = 0
-    warm: bool = False
-    placement: Placement = "least-loaded"
-    waited_ms: int = 0
-    slack_ms: int = 0
-    busy: int = 0
-    slots: int = 0
-
-    @property
-    def why(self) -> str:
-        return (
-            f"{self.placement}: {self.replica_id} with {self.busy} of {self.slots} slots taken"
-            f"{', session KV warm' if self.warm else ''};"
-            f" waited {self.waited_ms} ms, {self.slack_ms} ms to the deadline"
-        )
-
-
-#: first_token: none came in time; stale: an attempt that was given up goes on; diverged: it makes other tokens than
-#: the one before it.
-StopReason = Literal["cancel", "wall", "idle", "first_token", "preempt", "drain", "stale", "diverged"]
-
-
 class Stop(Command, frozen=True, gc=False):
     """Stop an attempt; answered by `AttemptEnded`. `preempt` does it for task `for_task`.
 
@@ -318,7 +268,7 @@ class Stop(Command, frozen=True, gc=False):
     @property
     def why(self) -> str:
         if self.reason == "preempt":
-            return f"preempted: {self.for_task} of a higher class would miss its deadline otherwise"
+            return f"preempted: {self.for_task or 'a task'} of a higher class would miss its deadline otherwise"
         if self.reason == "drain":
             return f"replica {self.replica_id} is drained and its deadline is over"
         if self.reason == "stale":

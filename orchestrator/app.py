@@ -10,7 +10,7 @@ import functools
 import io
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,10 @@ from msgspec.structs import replace
 from adapters import create_adapter
 from contracts.config import Config
 from contracts.gateway import Gateway
+from orchestrator.cluster.http_connection import HttpLimits
+from orchestrator.cluster.journal.store import Storage
+from orchestrator.cluster.listener import Door
+from orchestrator.cluster.listener_tls import TlsFiles
 from orchestrator.cluster.local import local_ray, prepare
 from orchestrator.configfile import load
 from orchestrator.ingress.frontend import Frontend
@@ -36,10 +40,33 @@ class AlreadyUpError(Exception):
 def ingress_settings(config: Config) -> IngressSettings:
     return IngressSettings(
         auth_enabled=config.auth.enabled,
-        keys=tuple(Key(key.name, key.tenant, key.sha256) for key in config.auth.keys),
+        keys=tuple(Key(key.name, key.tenant, key.sha256, tuple(key.roles)) for key in config.auth.keys),
+        keys_file=config.auth.keys_file,
+        protect_metrics=config.auth.protect_metrics,
+        trusted_proxies=tuple(config.server.trusted_proxies),
         body_max_bytes=config.server.body_max_bytes,
+        request_timeout_ms=config.server.request_timeout_ms,
+        streams_max=config.server.streams_max,
         keepalive_ms=config.server.keepalive_ms,
     )
+
+
+def door_of(config: Config, port: int) -> Door:
+    """The ingress replicas' own listener."""
+    server, tls = config.server, config.server.tls
+    return Door(
+        port,
+        server.connections_max,
+        HttpLimits(server.head_max_bytes, server.headers_max, server.request_timeout_ms, server.write_timeout_ms),
+        None if tls is None else TlsFiles(tls.cert_file, tls.key_file, tls.client_ca_file),
+    )
+
+
+def storage_of(config: Config) -> Storage:
+    """Where the scheduler keeps what outlives it; without a folder it finds the user's own where it runs."""
+    storage = config.storage
+    folder = None if storage.data_dir is None else str(storage.data_dir.expanduser().absolute())
+    return Storage(folder, storage.journal, storage.bytes_max)
 
 
 def make_frontend(settings: IngressSettings, gateway: Gateway) -> Frontend:
@@ -63,6 +90,15 @@ class Service:
         self.url = url
         self.balanced_url = balanced_url
 
+    def drain(self, deadline_ms: int, is_hurried: Callable[[], bool]) -> tuple[int, int] | None:
+        """Accept and start nothing more, and let tasks that run end for so long: (running, waiting) that are left.
+
+        None: nobody answered in time, or `is_hurried` said that it has to be at once.
+        """
+        from orchestrator.cluster.scheduler_actor import drain_scheduler
+
+        return drain_scheduler(deadline_ms, is_hurried)
+
     def stop(self) -> None:
         """End the engines, then the ingress; Ray's own end takes the rest."""
         remove_cluster()
@@ -72,7 +108,7 @@ def deploy(config: Config, *, port: int) -> Service:
     """Start scheduler, pool manager and ingress on the connected Ray cluster; returns when HTTP answers.
 
     Replicas are made and engines load in the background; `/readyz` tells when they are ready.
-    Raises AlreadyUpError.
+    Raises AlreadyUpError, JournalError.
     """
     from ray import serve
 
@@ -87,7 +123,8 @@ def deploy(config: Config, *, port: int) -> Service:
         route_prefix="/",
         logging_config={"encoding": "JSON", "enable_access_log": False, "log_level": "WARNING"},
     )
-    return Service(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{balanced_port(config, port)}")
+    scheme = "http" if config.server.tls is None else "https"
+    return Service(f"{scheme}://127.0.0.1:{port}", f"http://127.0.0.1:{balanced_port(config, port)}")
 
 
 def application(args: dict[str, str]) -> Any:
@@ -100,19 +137,21 @@ def application(args: dict[str, str]) -> Any:
 
 
 def _application(config: Config, port: int) -> Any:
-    from orchestrator.cluster.actors import find_secret, start_manager, start_scheduler
+    from orchestrator.cluster.actors import find_secret, start_manager
     from orchestrator.cluster.ingress_deployment import ingress_app
     from orchestrator.cluster.ray_fleet import RayFleet
+    from orchestrator.cluster.scheduler_actor import start_scheduler
 
     secret = find_secret()
     if secret is None:
         secret = secrets.token_bytes(32)
-        start_scheduler(replace(scheduler_config(config), jitter_seed=secrets.randbits(32)), secret)
+        policies = replace(scheduler_config(config), jitter_seed=secrets.randbits(32))
+        start_scheduler(policies, secret, storage_of(config))
     start_manager(RayFleet(functools.partial(spec_for, config), create_adapter, secret), secret)
     return ingress_app(
         functools.partial(make_frontend, ingress_settings(config)),
         secret,
-        port=port,
+        door=door_of(config, port),
         replicas=config.server.ingress_replicas,
         metrics_interval_ms=config.server.metrics_interval_ms,
     )
@@ -137,10 +176,16 @@ def remove_cluster() -> bool:
 
 
 @contextlib.contextmanager
-def local_service(config: Config, *, port: int) -> Iterator[Service]:
-    """A Ray cluster of its own with the service on it, ended on the way out."""
+def local_service(config: Config, *, port: int, data_dir: Path | None = None) -> Iterator[Service]:
+    """A Ray cluster of its own with the service on it, ended on the way out.
+
+    `data_dir` is for what outlives it, where the configuration names no folder; left out, nothing does.
+    """
     with tempfile.TemporaryDirectory(prefix="llorch-", ignore_cleanup_errors=True) as directory:
         prepare(Path(directory))
+        if config.storage.data_dir is None:
+            folder = data_dir or Path(directory) / "data"
+            config = config.model_copy(update={"storage": config.storage.model_copy(update={"data_dir": folder})})
         with local_ray():
             service = deploy(config, port=port)
             try:

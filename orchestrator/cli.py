@@ -14,9 +14,11 @@ from uuid import UUID, uuid4
 
 import msgspec
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from contracts.api import TaskRequest
+from contracts.config import KeyConfig
 from orchestrator.cli_pools import add_commands as add_pool_commands
 from orchestrator.cli_server import DEV_FILE, Key, Url, finish, server, stderr
 from orchestrator.cli_simulate import simulate
@@ -24,6 +26,7 @@ from orchestrator.cli_status import status as show_status
 from orchestrator.cli_submit import FAILED, USAGE
 from orchestrator.cli_submit import submit as run_submit
 from orchestrator.cli_up import down, up
+from orchestrator.client_tls import CA_VARIABLE, trust
 from orchestrator.configfile import ConfigError, LoadedConfig, Problem, development_config, load
 
 KEY_CHARS_MIN = 16
@@ -31,6 +34,22 @@ KEY_CHARS_MIN = 16
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
 )
+
+
+@app.callback()
+def trust_servers_of(
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", envvar=CA_VARIABLE, help="authorities (PEM) that servers at https URLs are checked by"),
+    ] = None,
+) -> None:
+    """Options of every command that talks to a server."""
+    if ca is not None:
+        try:
+            trust(ca)
+        except OSError as error:
+            raise typer.BadParameter(f"{ca} holds no authority: {error}", param_hint="--ca") from None
+        os.environ[CA_VARIABLE] = str(ca)
 
 
 def main() -> None:
@@ -146,15 +165,34 @@ add_pool_commands(app)
 
 
 @app.command("hash-key")
-def hash_key() -> None:
-    """Make an API key, or hash the one on standard input, for `auth.keys` of the configuration."""
+def hash_key(
+    name: Annotated[str, typer.Option("--name", help="name of the key, told in logs")] = "my-key",
+    tenant: Annotated[str, typer.Option("--tenant", help="whose tasks and sessions it sees")] = "default",
+    roles: Annotated[
+        list[str] | None, typer.Option("--role", help="submit, operate or observe; may be repeated; default: submit")
+    ] = None,
+) -> None:
+    """Make an API key, or hash the one on standard input: an entry for `auth.keys` or `auth.keys_file`.
+
+    The entry goes to standard output, a key that was made to standard error: `llorch hash-key >> keys.yaml`.
+    """
     key = "" if sys.stdin.isatty() else sys.stdin.readline().strip()
     if key and len(key) < KEY_CHARS_MIN:
         stderr().print(f"a key needs at least {KEY_CHARS_MIN} characters", style="red")
         raise typer.Exit(USAGE)
-    key = key or f"llk_{secrets.token_urlsafe(32)}"
-    typer.echo(f"key:    {key}")
-    typer.echo(f"sha256: {hashlib.sha256(key.encode()).hexdigest()}")
+    made = "" if key else f"llk_{secrets.token_urlsafe(32)}"
+    digest = hashlib.sha256((key or made).encode()).hexdigest()
+    try:
+        fields = {"name": name, "tenant": tenant, "sha256": digest, "roles": roles or ["submit"]}
+        entry = KeyConfig.model_validate(fields)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        stderr().print(f"--{wrong['loc'][0]}: {wrong['msg']}", style="red", markup=False)
+        raise typer.Exit(USAGE) from None
+    if made:
+        stderr().print(f"key, shown this once: {made}", markup=False, highlight=False, soft_wrap=True)
+    typer.echo(f"- {{name: {entry.name}, tenant: {entry.tenant}, roles: [{', '.join(entry.roles)}],")
+    typer.echo(f"   sha256: {entry.sha256}}}")
 
 
 def _load(path: Path) -> LoadedConfig:

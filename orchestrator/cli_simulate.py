@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli_schedules import run_schedules
 from orchestrator.cli_submit import FAILED, INTERRUPTED, OK, USAGE
 from orchestrator.scenariofile import ScenarioError, load
 from orchestrator.simulation import experiment
@@ -27,13 +28,26 @@ def simulate(
     pictures: Annotated[Path | None, typer.Option("--pictures", help="folder for pictures as PNG")] = None,
     log: Annotated[Path | None, typer.Option("--log", help="write the event log here; .jsonl for text")] = None,
     replayed: Annotated[Path | None, typer.Option("--replay", help="repeat an event log instead")] = None,
+    schedules: Annotated[
+        int | None,
+        typer.Option("--schedules", min=1, help="as many runs, each with another random schedule of faults"),
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="processes that share the schedules")] = 1,
 ) -> None:
     """Run a scenario in simulated time, with the same scheduler as the cluster, and report."""
     if (scenario is None) == (replayed is None):
         _say("name a scenario file, or an event log with --replay")
         raise typer.Exit(USAGE)
+    if schedules is not None and (replayed or pictures or log):
+        _say("--schedules goes with a scenario file, and not with --pictures, --log or --replay")
+        raise typer.Exit(USAGE)
+    path = scenario or Path()
     try:
-        status = _replay(replayed) if replayed else _run(scenario or Path(), seed, change or [], as_json, pictures, log)
+        if schedules is not None:
+            seeds = range(seed, seed + schedules)
+            status = run_schedules(load(path, change or []), path, seeds, workers, as_json=as_json)
+        else:
+            status = _replay(replayed) if replayed else _run(path, seed, change or [], as_json, pictures, log)
     except ScenarioError as error:
         for problem in error.problems:
             _say(f"{problem}")

@@ -6,8 +6,10 @@ answers. What it starts is detached and outlives it; Ray keeps that up from then
 
 import contextlib
 import os
+import socket
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,10 +42,11 @@ def up(
     with _connected(address):
         # Late: it imports Serve, which reads its environment then.
         from orchestrator.app import AlreadyUpError, deploy_cluster
+        from orchestrator.cluster.journal.errors import JournalError
 
         try:
             url = deploy_cluster(loaded, port=port or loaded.server.port)
-        except AlreadyUpError as there:
+        except (AlreadyUpError, JournalError) as there:
             _say(f"{there}")
             raise typer.Exit(FAILED) from None
         if not _answers(url, deadline_s):
@@ -79,7 +82,7 @@ def _loaded(path: Path) -> Config:
     for warning in loaded.warnings:
         _say(f"warning: {warning}")
     auth = loaded.config.auth
-    if auth.enabled and not auth.keys:
+    if auth.enabled and not auth.keys and auth.keys_file is None:
         _say(f"{path} has no API keys, and a cluster gets no development key")
         _say("  `llorch hash-key` prints a key and what to put under `auth.keys`; nothing was started")
         raise typer.Exit(FAILED)
@@ -114,11 +117,25 @@ def _connected(address: str) -> Iterator[None]:
 def _answers(url: str, deadline_s: float) -> bool:
     """Whether the service answers its health check before the deadline; asked at least once."""
     while True:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/healthz", timeout=HEALTH_REQUEST_TIMEOUT_S):
+        with contextlib.suppress(OSError), _asked(url):
             return True
         if time.monotonic() >= deadline_s:
             return False
         time.sleep(HEALTH_POLL_S)
+
+
+def _asked(url: str) -> contextlib.AbstractContextManager[object]:
+    """An answer to look at. Raises OSError.
+
+    A certificate is hardly for this address, and may be asked for in turn: over TLS a connection is answer enough.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme == "https":
+        return socket.create_connection((parts.hostname or "", parts.port or 443), HEALTH_REQUEST_TIMEOUT_S)
+    answer: contextlib.AbstractContextManager[object] = urllib.request.urlopen(
+        f"{url}/healthz", timeout=HEALTH_REQUEST_TIMEOUT_S
+    )
+    return answer
 
 
 def _first_line(error: BaseException) -> str:

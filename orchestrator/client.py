@@ -5,7 +5,7 @@ iterates sees every token once and in order, or an error, never a silent gap.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Final
 from urllib.parse import quote
@@ -13,33 +13,29 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
-from contracts.api import Admission, End, Metrics, Session, Started, TaskRequest, TaskStatus, Token
+from contracts.api import Admission, End, Session, Started, TaskRequest, TaskStatus, Token
 from contracts.control import Capabilities, DrainRequest, PoolHealth, ReloadRequest
 from contracts.errors import ErrorInfo, OrchError
 from contracts.gateway import PoolAccepted, Readiness
+from orchestrator.client_events import StreamEvent, decode_event
+from orchestrator.client_tls import StrPath, connector
 from orchestrator.sse import SseParser
-
-StreamEvent = Started | Token | Metrics | End
 
 #: Longest silence on a stream; the server sends a comment far more often than this.
 SILENCE_MAX_S: Final = 60
 CONNECT_MAX_S: Final = 5
-#: Attempts in a row that bring no new token before a stream is given up, and the pause between them.
+#: Attempts in a row that bring nothing before a stream or a submission is given up, and the pause between them.
 ATTEMPTS_MAX: Final = 6
 BACKOFF_FIRST_S: Final = 0.2
 BACKOFF_MAX_S: Final = 5.0
 
-_EVENTS: Final[Mapping[str, type[StreamEvent | ErrorInfo]]] = {
-    "started": Started,
-    "token": Token,
-    "metrics": Metrics,
-    "end": End,
-    "error": ErrorInfo,
-}
-
 
 class CannotConnectError(Exception):
     """Nothing answers at the URL."""
+
+
+class NotTheServiceError(CannotConnectError):
+    """Something else answers in the place of the service, as a proxy does while that is being started."""
 
 
 class StreamBrokenError(Exception):
@@ -49,15 +45,18 @@ class StreamBrokenError(Exception):
 class Client:
     """Use as `async with Client(url, key) as client`. Refusals and failures are raised as OrchError."""
 
-    def __init__(self, url: str, api_key: str, *, backoff_first_s: float = BACKOFF_FIRST_S) -> None:
+    def __init__(
+        self, url: str, api_key: str, *, ca_file: StrPath | None = None, backoff_first_s: float = BACKOFF_FIRST_S
+    ) -> None:
         self._url = url.rstrip("/")
+        self._ca = ca_file
         self._backoff_first_s = backoff_first_s
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Client":
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_MAX_S, sock_read=SILENCE_MAX_S)
-        self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout)
+        self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout, connector=connector(self._ca))
         return self
 
     async def __aexit__(
@@ -67,9 +66,17 @@ class Client:
             await self._session.close()
 
     async def submit(self, request: TaskRequest) -> Admission:
-        """Have a task admitted (ORCH-2001); follow it with `stream`."""
-        body = await self._call("POST", "/v1/tasks", data=msgspec.json.encode(request))
-        return msgspec.json.decode(body, type=Admission)
+        """Have a task admitted (ORCH-2001), sent again if need be (ORCH-3024); follow it with `stream`."""
+        for attempt in range(1, ATTEMPTS_MAX):
+            try:
+                return await self._submit(request)
+            except NotTheServiceError:
+                await self._pause(attempt)
+        return await self._submit(request)
+
+    async def _submit(self, request: TaskRequest) -> Admission:
+        data = msgspec.json.encode(request)
+        return msgspec.json.decode(await self._call("POST", "/v1/tasks", data=data), type=Admission)
 
     async def run(self, request: TaskRequest) -> AsyncIterator[StreamEvent]:
         """Submit and stream in one call; ends with one `End`.
@@ -168,11 +175,15 @@ class Client:
                         return
             except (StreamBrokenError, CannotConnectError) as error:
                 fruitless = 1 if after > before else fruitless + 1
-                if fruitless >= ATTEMPTS_MAX or (isinstance(error, CannotConnectError) and method == "POST"):
+                if fruitless >= ATTEMPTS_MAX or (type(error) is CannotConnectError and fruitless == 1 and body):
                     raise
-            await asyncio.sleep(min(self._backoff_first_s * 2 ** (fruitless - 1), BACKOFF_MAX_S))
-            method, body = "GET", None
-            path, headers = _attach(task_id, after)
+                arrived = not isinstance(error, CannotConnectError)
+            await self._pause(fruitless)
+            if arrived or body is None:  # a submission that did not arrive is sent again
+                method, body, (path, headers) = "GET", None, _attach(task_id, after)
+
+    async def _pause(self, fruitless: int) -> None:
+        await asyncio.sleep(min(self._backoff_first_s * 2 ** (fruitless - 1), BACKOFF_MAX_S))
 
     async def _events(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None
@@ -185,7 +196,7 @@ class Client:
                     raise _refusal(response.status, await response.read())
                 async for chunk in response.content.iter_any():
                     for name, data in parser.feed(chunk):
-                        event = _decode(name, data)
+                        event = decode_event(name, data)
                         if isinstance(event, ErrorInfo):
                             raise OrchError(event)
                         if event is not None:
@@ -227,20 +238,13 @@ def _pool(pool_id: str, action: str) -> str:
     return f"/v1/pools/{quote(pool_id, safe='')}/{action}"
 
 
-def _decode(name: str, data: str) -> StreamEvent | ErrorInfo | None:
-    """The event, or None for kinds that a later server may add."""
-    kind = _EVENTS.get(name)
-    if kind is None:
-        return None
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
-        raise OrchError(ErrorInfo("INTERNAL", f"the server sent a malformed `{name}` event: {error}")) from error
+def _refusal(status: int, body: bytes) -> Exception:
+    """The envelope in a response; where there is none, something else answered in the place of the service.
 
-
-def _refusal(status: int, body: bytes) -> OrchError:
-    """The envelope in a response; where there is none, something else than the service answered."""
+    A proxy does so with a 5xx while the service behind it is not there, or with a 404 while it starts itself.
+    """
     try:
         return OrchError(msgspec.json.decode(body, type=ErrorInfo))
     except msgspec.DecodeError:
-        return OrchError(ErrorInfo("INTERNAL", f"HTTP {status} without an error envelope: is this the right URL?"))
+        kind = NotTheServiceError if status == 404 or status >= 500 else CannotConnectError
+        return kind(f"HTTP {status} without an error envelope: is this the right URL?")

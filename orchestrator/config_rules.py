@@ -82,11 +82,17 @@ def auth_warnings(document: Document, auth: AuthConfig) -> Iterator[Problem]:
             "authentication is off: whoever reaches the port can use the cluster",
             "remove `enabled: false` unless something in front checks callers",
         )
-    elif not auth.keys:
+    elif not auth.keys and auth.keys_file is None:
         yield document.problem(
             ("auth",),
             "no API keys are configured: `llorch run` makes a development key at each start",
             "add one: `llorch hash-key` prints a key and the hash to put under `auth.keys`",
+        )
+    elif auth.keys_file is None and not any("operate" in key.roles for key in auth.keys):
+        yield document.problem(
+            ("auth", "keys"),
+            "no key has the role `operate`: nobody can drain or reload a pool over HTTP",
+            "give one `roles: [operate, observe]`",
         )
 
 
@@ -133,7 +139,7 @@ def tenant_warnings(document: Document, config: Config) -> Iterator[Problem]:
     callers: list[tuple[Loc, str]] = [
         (("auth", "keys", index, "tenant"), key.tenant) for index, key in enumerate(config.auth.keys)
     ]
-    if not config.auth.enabled or not callers:
+    if not config.auth.enabled or not (callers or config.auth.keys_file):
         callers = [(("auth",), KEYLESS_TENANT)]
     for loc, tenant in callers:
         if tenant not in named:

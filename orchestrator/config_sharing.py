@@ -23,6 +23,8 @@ SHARED: Final = (
     "queue.full_policy",
     "timeouts.wall_ms",
     "timeouts.idle_ms",
+    "timeouts.first_token_ms",
+    "timeouts.queue_ms",
     "accelerator",
     "workload",
     "determinism",

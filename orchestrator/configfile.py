@@ -114,7 +114,13 @@ def loads(text: str, name: str, *, base: Path, files: bool = True) -> LoadedConf
     warnings += rules.tenant_warnings(document, config)
     warnings += rules.budget_warnings(document, config)
     warnings += rules.later_warnings(document, config)
-    config = config.model_copy(update={"pools": [pool for _, pool in pools], "models": [model for _, model in models]})
+    placed = {"pools": [pool for _, pool in pools], "models": [model for _, model in models]}
+    placed |= {
+        "storage": _with_paths(config.storage, base),
+        "auth": _with_paths(config.auth, base),
+        "server": config.server.model_copy(update={"tls": _with_paths(config.server.tls, base)}),
+    }
+    config = config.model_copy(update=placed)
     return LoadedConfig(config, tuple(sorted(set(warnings))))
 
 
@@ -162,6 +168,14 @@ def _with_base(pool: PoolConfig, base: Path) -> PoolConfig:
         binary = base / pool.engine_options.binary.expanduser()
         update["engine_options"] = pool.engine_options.model_copy(update={"binary": binary})
     return pool.model_copy(update=update)
+
+
+def _with_paths(section: Section | None, base: Path) -> Section | None:
+    """The section with its own paths made absolute."""
+    if section is None:
+        return None
+    paths = {name: value for name, value in section if isinstance(value, Path)}
+    return section.model_copy(update={name: base / path.expanduser() for name, path in paths.items()})
 
 
 def _explain(document: Document, error: Any, *, ignored: bool = False) -> Problem:

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -21,10 +21,11 @@ from rich.progress import Progress as Bar
 from adapters.llamacpp.models import bundled_model_path
 from adapters.llamacpp.provision import find_engine
 from adapters.provisioning.progress import Progress
-from contracts.config import Config, KeyConfig, PoolConfig
+from contracts.config import Config, KeyConfig, KeyRole, PoolConfig
 from contracts.engine import EngineError
 from orchestrator import orphans
 from orchestrator.app import Service, balanced_port, local_service
+from orchestrator.cluster.journal.errors import JournalError
 from orchestrator.configfile import LoadedConfig
 
 READY_POLL_S: Final = 0.3
@@ -41,19 +42,22 @@ class _Stop(BaseException):
 
 
 class _Signals:
-    """Raises `_Stop` for the first SIGINT or SIGTERM; more must not interrupt the clean-up that follows."""
+    """Raises `_Stop` for the first SIGINT or SIGTERM; more must not interrupt the clean-up, and only make it short."""
 
     def __init__(self) -> None:
         self.arrived = False
+        self.repeated = False
 
     def take(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
-        if not self.arrived:
-            self.arrived = True
-            raise _Stop
+        if self.arrived:
+            self.repeated = True
+            return
+        self.arrived = True
+        raise _Stop
 
 
 def run_local(loaded: LoadedConfig, *, port: int | None, dev_file: Path) -> int:
@@ -70,7 +74,7 @@ def run_local(loaded: LoadedConfig, *, port: int | None, dev_file: Path) -> int:
         config, key = _with_key(loaded.config)
         config = _with_engines(config, console)
         _serve(config, key, port or config.server.port, dev_file, console, signals)
-    except (EngineError, CannotStartError) as failed:
+    except (EngineError, JournalError, CannotStartError) as failed:
         why = failed.info.message if isinstance(failed, EngineError) else str(failed)
         console.print(f"cannot start: {why}", style="red", markup=False)
         return FAILED
@@ -89,17 +93,32 @@ def _serve(config: Config, key: str, port: int, dev_file: Path, console: Console
     _check_free(port, balanced_port(config, port))
     console.print("starting Ray, the scheduler and the ingress (10 to 40 seconds)")
     with contextlib.ExitStack() as running:
-        service = running.enter_context(local_service(config, port=port))
+        service = running.enter_context(local_service(config, port=port, data_dir=dev_file.parent.absolute() / "data"))
         signals.take()  # once more: Ray has taken SIGTERM for itself
         running.callback(_write_dev_file(dev_file, service, key).unlink, missing_ok=True)
-        _wait_ready(service.url, console)
+        # A certificate is hardly for this address, and may be asked for in turn; HAProxy's door has none.
+        _wait_ready(service.url if config.server.tls is None else service.balanced_url, console)
         _print_welcome(service, key, console)
         try:
             while True:
                 signal.pause()
         except _Stop:
-            console.print("stopping")
+            _drain(service, config, console, signals)
             raise
+
+
+def _drain(service: Service, config: Config, console: Console, signals: _Signals) -> None:
+    """Let what runs end, and say what is left to the next start (ORCH-3051)."""
+    seconds = config.server.shutdown_ms / 1000
+    console.print(f"stopping; tasks that run have {seconds:g} s to end, another Ctrl-C ends them now")
+    left = service.drain(config.server.shutdown_ms, lambda: signals.repeated)
+    if not config.storage.journal:
+        return
+    if left is None:
+        console.print("ended at once; what was accepted goes on at the next start")
+    elif sum(left):
+        running, waiting = left
+        console.print(f"{running + waiting} tasks go on at the next start ({running} ran, {waiting} waited)")
 
 
 def _check_free(*ports: int) -> None:
@@ -117,10 +136,11 @@ def _check_free(*ports: int) -> None:
 
 def _with_key(config: Config) -> tuple[Config, str]:
     """The configuration with a key made for this run, unless it has keys or needs none."""
-    if not config.auth.enabled or config.auth.keys:
+    if not config.auth.enabled or config.auth.keys or config.auth.keys_file:
         return config, ""
     key = f"llk_{secrets.token_urlsafe(32)}"
-    made = KeyConfig(name="dev", tenant="default", sha256=hashlib.sha256(key.encode()).hexdigest())
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    made = KeyConfig(name="dev", tenant="default", sha256=digest, roles=list(get_args(KeyRole)))
     return config.model_copy(update={"auth": config.auth.model_copy(update={"keys": [made]})}), key
 
 

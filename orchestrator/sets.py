@@ -112,6 +112,8 @@ def _set_policy(set_id: str, pools: list[PoolConfig]) -> SetPolicy:
         queues=tuple(_class_of_set(priority, pools) for priority in PRIORITIES),
         wall_timeout_ms=first.timeouts.wall_ms,
         idle_timeout_ms=first.timeouts.idle_ms,
+        first_token_timeout_ms=first.timeouts.first_token_ms,
+        queue_timeout_ms=first.timeouts.queue_ms,
         fairness=first.admission.fairness.kind,
         ordering=first.admission.ordering,
         eviction=first.admission.eviction,

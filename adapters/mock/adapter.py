@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from adapters.answers import decoded
 from adapters.attempts import Attempt, Attempts
-from adapters.engine_server import ATTACHED_NEED, EngineServer, Launch
+from adapters.engine_server import ATTACHED_NEED, EngineServer, Launch, killed_or
 from adapters.errors import engine_error, model_error
 from adapters.exactness import in_flight
 from adapters.exchange import Address
@@ -89,7 +89,7 @@ class MockAdapter(EngineServer):
 
     def _exit(self, engine: MockEngine) -> EngineExit:
         words = (self._faults.last_words,) if self._faults.last_words else ()
-        kind = classify(engine.status, words, gpu=True)
+        kind = killed_or(classify(engine.status, words, gpu=True), engine.status)
         return EngineExit(status=engine.status or 0, stderr_tail=words, kind=kind)
 
     def kill(self) -> None:

@@ -6,7 +6,6 @@ success, which is wrong for anything that is not idempotent.
 
 import asyncio
 import contextlib
-import gc
 import os
 import threading
 from typing import Any, Final
@@ -19,13 +18,11 @@ from ray.util.placement_group import PlacementGroup
 
 from contracts.engine import AdapterFactory, EngineSpec
 from contracts.messages import Endpoint
-from contracts.policies import SchedulerConfig
 from orchestrator.cluster import logs
 from orchestrator.cluster.connection import ChannelError
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.cluster.pool_manager import PoolManager
 from orchestrator.cluster.replica_host import ReplicaHost
-from orchestrator.cluster.scheduler_service import SchedulerService
 
 log = structlog.get_logger(__name__)
 
@@ -37,36 +34,10 @@ GROUP_PREFIX: Final = "llorch-"
 STOP_TIMEOUT_S: Final = 10.0
 #: What only the head node has: a lost GPU node must not take scheduler or manager along.
 ON_THE_HEAD: Final = {"node:__internal_head__": 0.001}
-#: Objects made between two collections of the scheduler process, by generation.
-GC_THRESHOLDS: Final = (50_000, 20, 100)
 
 
 def node_id() -> str:
     return ray.get_runtime_context().get_node_id()  # type: ignore[no-any-return]
-
-
-class SchedulerActor:
-    """The one scheduler of the cluster; listens from its first `endpoint` call on."""
-
-    def __init__(self, config: SchedulerConfig, secret: bytes) -> None:
-        logs.configure()
-        self._config = config
-        self._secret = secret
-        self._starting: asyncio.Task[Endpoint] | None = None
-
-    async def secret(self) -> bytes:
-        """The cluster's secret, for what is deployed later; whoever can call actors is inside the cluster."""
-        return self._secret
-
-    async def endpoint(self) -> Endpoint:
-        if self._starting is None:
-            # Made here and not in __init__: the service belongs to the actor's event loop.
-            service = SchedulerService(self._config, self._secret)
-            # What was loaded by now stays, and the core makes no cycles: full collections would only pause it.
-            gc.freeze()
-            gc.set_threshold(*GC_THRESHOLDS)
-            self._starting = asyncio.create_task(service.start(node_id(), get_node_ip_address()))
-        return await asyncio.shield(self._starting)
 
 
 class ReplicaActor:
@@ -120,26 +91,6 @@ class PoolManagerActor:
     def pid(self) -> int:
         """The process it runs in."""
         return os.getpid()
-
-
-def start_scheduler(config: SchedulerConfig, secret: bytes) -> Any:
-    """Start the scheduler actor and wait until it listens."""
-    actor = (
-        ray.remote(SchedulerActor)
-        .options(
-            name=SCHEDULER,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            max_restarts=-1,
-            max_task_retries=0,
-            max_concurrency=1000,
-            num_cpus=0,
-            resources=ON_THE_HEAD,
-        )
-        .remote(config, secret)
-    )
-    ray.get(actor.endpoint.remote(), timeout=60)
-    return actor
 
 
 def start_manager(fleet: Fleet, secret: bytes) -> Any:

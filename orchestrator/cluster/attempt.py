@@ -11,6 +11,8 @@ from contracts.tasks import Outcome
 from orchestrator.cluster.transcript import Transcript
 
 Result = Literal["finished", "stopped", "failed"]
+#: Task and number of an attempt.
+Key = tuple[str, int]
 
 
 class Attempt:
@@ -30,7 +32,12 @@ class Attempt:
         self.task: asyncio.Task[None] | None = None
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
+        return self.task_id, self.number
+
+    @property
+    def name(self) -> str:
+        """What the engine's adapter knows it by."""
         return f"{self.task_id}/{self.number}"
 
     def end(

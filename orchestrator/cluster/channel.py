@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from contracts.messages import Endpoint
+from orchestrator.cluster import channel_tls
 from orchestrator.cluster.connection import ChannelError, Connection, Role
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -43,7 +44,7 @@ class ChannelServer:
         # The directory is 0700 from its creation, so the socket is private before its own mode is set.
         self._servers.append(await loop.create_unix_server(self._accept, path))
         os.chmod(path, 0o600)
-        tcp = await loop.create_server(self._accept, host, 0)
+        tcp = await loop.create_server(self._accept, host, 0, ssl=channel_tls.server_context())
         self._servers.append(tcp)
         return Endpoint(node_id, path, host, tcp.sockets[0].getsockname()[1])
 
@@ -96,11 +97,15 @@ async def connect(
     if endpoint.node_id == node_id:
         dial = loop.create_unix_connection(make, endpoint.uds_path)
     else:
-        dial = loop.create_connection(make, endpoint.host, endpoint.port)
+        dial = loop.create_connection(make, endpoint.host, endpoint.port, ssl=channel_tls.client_context())
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            _, connection = await dial
-            await connection.opened
+            transport, connection = await dial
+            try:
+                await connection.opened
+            except BaseException:  # nobody waits for it any more
+                transport.abort()
+                raise
     except (OSError, TimeoutError) as failed:
         raise ChannelError(f"cannot reach {endpoint.host}:{endpoint.port}: {failed}") from failed
     return connection

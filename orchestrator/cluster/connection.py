@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import hmac
 import secrets
+import socket
 from collections.abc import Callable
 from typing import Any, Final, Literal, cast
 
@@ -28,6 +29,10 @@ FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 HANDSHAKE_FRAME_BYTES_MAX: Final = 4096
 SEND_BUFFER_BYTES_MAX: Final = 128 * 1024 * 1024
 HANDSHAKE_TIMEOUT_S: Final = 5.0
+
+#: A peer whose machine or network is gone says nothing at all: the connection is given up after about this long.
+SILENCE_S: Final = 10
+_PROBES_MAX: Final = 4
 
 _NONCE_BYTES = 32
 
@@ -53,6 +58,17 @@ def _mac(secret: bytes, side: str, *parts: bytes) -> bytes:
         digest.update(LENGTH.pack(len(part)))
         digest.update(part)
     return digest.digest()
+
+
+def _notice_silence(transport: asyncio.BaseTransport) -> None:
+    """Have the kernel probe a peer on another machine, and bound how long what was sent may stay unacknowledged."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_S // 2)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES_MAX)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_S * 1000)
 
 
 class Connection(asyncio.Protocol):
@@ -101,6 +117,11 @@ class Connection(asyncio.Protocol):
         """Queue a large message, of about `size_bytes`, once little enough is on its way. False: too many wait."""
         return self.closed or self._outbox is None or self._outbox.send_in_turn(message, size_bytes)
 
+    def flush(self) -> None:
+        """Hand over now what was queued, but for what waits behind large messages: nothing sent later overtakes it."""
+        if not self.closed and self._outbox is not None:
+            self._outbox.flush()
+
     def _flushed(self, waiting_bytes: int) -> None:
         if not self.closed and waiting_bytes > SEND_BUFFER_BYTES_MAX:
             self._abort(f"{self.peer_id} does not read; {SEND_BUFFER_BYTES_MAX} bytes wait for it")
@@ -126,6 +147,7 @@ class Connection(asyncio.Protocol):
     # ---------------------------------------------------------------- receiving
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        _notice_silence(transport)
         self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from asyncio's
         self._outbox = Outbox(self._transport, self._flushed)
         self._deadline = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._abort, "handshake timed out")

@@ -47,7 +47,7 @@ class DecisionLog:
             "engine": task.engine,
             "deadline_ms": task.deadline_ms,
             "on_time_probability": live.on_time_probability,
-            "preempted": live.preempted or isinstance(command, ev.Pause),
+            "preempted": live.preempted or (isinstance(command, ev.Pause) and command.cause != "lost"),
             "why": command.why,
             "correlation_id": task.correlation_id,
         }
@@ -57,7 +57,7 @@ class DecisionLog:
 def _is_unusual(command: Decision, live: LiveTask) -> bool:
     """Whether the decision is more than a task's usual way from admission to end."""
     if isinstance(command, ev.Start):
-        return live.paused or command.placement == "handed-over"
+        return live.paused or live.lost or command.placement == "handed-over"
     if isinstance(command, ev.Stop):
         return command.reason != "cancel"
     if isinstance(command, ev.Finish):

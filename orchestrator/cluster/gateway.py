@@ -1,57 +1,50 @@
 """The ingress's way into the cluster: questions to the scheduler, token streams from replicas.
 
-One multiplexed connection to the scheduler and one to each replica that serves a stream of this
-ingress.
+One multiplexed connection to the scheduler and one to each replica that serves a stream of this ingress. Streams
+outlive both: what a lost scheduler would have told is asked of the next one.
 """
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Any, Final
+
+import structlog
 
 from contracts import messages as wire
 from contracts.api import Admission, Session, TaskStatus
 from contracts.engine import GenerateRequest
 from contracts.errors import ErrorInfo
 from contracts.gateway import Readiness, StreamEvent
+from contracts.scheduling import TokensDiverged
 from contracts.tasks import Outcome, TaskInfo
-from orchestrator.cluster.channel import connect
-from orchestrator.cluster.connection import ChannelError, Connection
+from orchestrator.cluster.following import Following
 from orchestrator.cluster.pool_questions import PoolQuestions
-from orchestrator.cluster.scheduler_link import Locate, SchedulerLink, Update
+from orchestrator.cluster.relink import Locate
+from orchestrator.cluster.replica_links import ReplicaLinks
+from orchestrator.cluster.scheduler_link import SchedulerLink, Update
 from orchestrator.cluster.task_stream import TaskStream
+from orchestrator.cluster.watching import Watching
 
-_STREAM_LOST: Final = ErrorInfo(
-    "WORKER_RESET",
-    "the scheduler was lost while the task ran; submit the task again",
-    retriable=True,
-    retry_after_ms=1000,
-)
+log = structlog.get_logger(__name__)
 
 
 class ClusterGateway(PoolQuestions):
     """Implements `contracts.gateway.Gateway` over the channel."""
 
     def __init__(self, secret: bytes, locate: Locate, node_id: str, peer_id: str, metrics_interval_ms: int) -> None:
-        super().__init__(SchedulerLink(secret, locate, node_id, peer_id, self._updated, self._lost_scheduler))
-        self._secret = secret
-        self._node_id = node_id
-        self._peer_id = peer_id
+        super().__init__(SchedulerLink(secret, locate, node_id, peer_id, self._updated, self._linked))
         self._metrics_interval_s = metrics_interval_ms / 1000
         self._streams: dict[str, list[TaskStream]] = {}
-        self._subscriptions: dict[int, tuple[TaskStream, Connection]] = {}
-        self._replicas: dict[tuple[str, int], asyncio.Task[Connection]] = {}
+        self._replicas = ReplicaLinks(secret, node_id, peer_id)
+        self._watching = Watching(self._followed, self._watch, self._gone)
 
     def start(self) -> None:
         """Begin to connect; must be called on the event loop that serves requests."""
         self._scheduler.start()
 
     async def close(self) -> None:
+        await self._watching.close()
         await self._scheduler.close()
-        for dial in self._replicas.values():
-            if dial.done() and not dial.cancelled() and dial.exception() is None:
-                dial.result().close()
-            dial.cancel()
+        await self._replicas.close()
 
     # ----------------------------------------------------------------------- calls
 
@@ -107,13 +100,14 @@ class ClusterGateway(PoolQuestions):
         except BaseException:
             self._unfollow(task.task_id, stream)
             raise
+        stream.tenant = task.tenant
         return admission, FollowedTask(stream.events(task), lambda: self._unfollow(task.task_id, stream))
 
     async def stream(self, task_id: str, tenant: str, after: int = -1) -> AsyncGenerator[StreamEvent]:
-        req = self._next()
         stream = self._follow(task_id, after)
         try:
-            task = (await self._scheduler.ask(wire.Watch(req, task_id, tenant), req, wire.Task)).task
+            task = await self._watch(task_id, tenant)
+            stream.tenant = tenant
             async with contextlib.aclosing(stream.events(task)) as events:
                 async for event in events:
                     yield event
@@ -139,62 +133,41 @@ class ClusterGateway(PoolQuestions):
         self._scheduler.send(wire.GetPlan(req, task_id, tenant))
         return req
 
-    async def subscribe(self, stream: TaskStream, started: wire.TaskStarted, first: int, credit: int) -> int:
-        replica = await self._dial(started.endpoint)
-        sid = self._next()
-        self._subscriptions[sid] = (stream, replica)
-        replica.send(wire.Subscribe(sid, started.task_id, started.attempt, first, credit))
-        return sid
+    def subscribe(self, reader: Following, started: wire.TaskStarted, first: int, credit: int) -> int:
+        return self._replicas.subscribe(reader, started, first, credit)
 
     def grant(self, sid: int, tokens: int) -> None:
-        if sid in self._subscriptions:
-            self._subscriptions[sid][1].send(wire.Credit(sid, tokens))
+        self._replicas.grant(sid, tokens)
 
     def unsubscribe(self, sid: int) -> None:
-        subscription = self._subscriptions.pop(sid, None)
-        if subscription is not None:
-            subscription[1].send(wire.Unsubscribe(sid))
+        self._replicas.unsubscribe(sid)
 
-    async def _dial(self, endpoint: wire.Endpoint) -> Connection:
-        """The connection to a replica, made on first use and shared by all streams."""
-        key = (endpoint.host, endpoint.port)
-        if key not in self._replicas:
-            dial = connect(
-                endpoint,
-                self._node_id,
-                self._secret,
-                "ingress",
-                self._peer_id,
-                wire.ToIngress,
-                self._from_replica,
-                lambda connection: self._lost_replica(key, connection),
-            )
-            self._replicas[key] = asyncio.get_running_loop().create_task(dial)
-        try:
-            # Shielded: the client that waits here may leave, others wait for the same connection.
-            return await asyncio.shield(self._replicas[key])
-        except ChannelError:
-            self._replicas.pop(key, None)
-            raise
+    def diverged(self, task_id: str, attempt: int) -> None:
+        log.error("stream.determinism_mismatch", job_id=task_id, attempt=attempt)
+        self._scheduler.alarm(TokensDiverged(task_id, attempt))
 
-    def _from_replica(self, _connection: Connection, message: Any) -> None:
-        if isinstance(message, wire.TokenBatch):
-            for sid, first, texts in message.items:
-                subscription = self._subscriptions.get(sid)
-                if subscription is not None:
-                    subscription[0].tokens(sid, first, texts)
-        elif isinstance(message, wire.StreamOver):
-            subscription = self._subscriptions.get(message.sid)
-            if subscription is not None:
-                subscription[0].over(message)
+    # ------------------------------------------------------------------- scheduler
 
-    def _lost_replica(self, key: tuple[str, int], connection: Connection) -> None:
-        self._replicas.pop(key, None)
-        for sid, (stream, replica) in list(self._subscriptions.items()):
-            if replica is connection:
-                stream.over(wire.StreamOver(sid, "unknown"))
+    async def _watch(self, task_id: str, tenant: str) -> TaskInfo:
+        req = self._next()
+        return (await self._scheduler.ask(wire.Watch(req, task_id, tenant), req, wire.Task)).task
 
-    # --------------------------------------------------------------------- updates
+    def _linked(self) -> None:
+        self._watching.begin()
+
+    def _followed(self) -> list[tuple[str, str]]:
+        """Tasks that the scheduler has told of; the others' questions are sent again by themselves."""
+        told = [
+            (task_id, next((stream.tenant for stream in streams if stream.tenant is not None), None))
+            for task_id, streams in self._streams.items()
+        ]
+        return [(task_id, tenant) for task_id, tenant in told if tenant is not None]
+
+    def _gone(self, task_id: str, error: ErrorInfo) -> None:
+        """The scheduler knows a task no more."""
+        for stream in self._streams.get(task_id, ()):
+            if stream.tenant is not None:
+                stream.ended(Outcome("failed", error=error))
 
     def _updated(self, message: Update) -> None:
         for stream in self._streams.get(message.task_id, ()):
@@ -203,16 +176,9 @@ class ClusterGateway(PoolQuestions):
             elif isinstance(message, wire.TaskPlan):
                 stream.planned(message.req, message.metrics)
             elif isinstance(message, wire.TaskPaused):
-                stream.paused(message.metrics)
+                stream.paused(message)
             else:
                 stream.ended(message.outcome)
-
-    def _lost_scheduler(self) -> None:
-        # A restarted scheduler does not know these tasks: their streams end, typed.
-        lost = Outcome("failed", error=_STREAM_LOST)
-        for streams in self._streams.values():
-            for stream in streams:
-                stream.ended(lost)
 
 
 class FollowedTask:

@@ -14,10 +14,13 @@ from contracts.gateway import Gateway
 from orchestrator.cluster import logs
 from orchestrator.cluster.actors import locate_scheduler, node_id
 from orchestrator.cluster.gateway import ClusterGateway
-from orchestrator.cluster.listener import Listener
+from orchestrator.cluster.listener import Door, Listener
 
-#: Requests one ingress replica serves at a time, streams included.
+#: Requests one ingress replica serves at a time through HAProxy, streams included.
 ONGOING_REQUESTS_MAX = 10_000
+
+#: What the listener's own grace and Serve's draining take together, and some more.
+SHUTDOWN_TIMEOUT_S = 10
 
 
 class Frontend(Protocol):
@@ -70,18 +73,23 @@ class Ingress:
     Refusals raise `contracts.errors.OrchError`.
     """
 
-    def __init__(self, make_frontend: MakeFrontend, secret: bytes, port: int, metrics_interval_ms: int) -> None:
+    def __init__(self, make_frontend: MakeFrontend, secret: bytes, door: Door, metrics_interval_ms: int) -> None:
         logs.configure()
         self._gateway = ClusterGateway(
             secret, locate_scheduler, node_id(), f"ingress-{os.getpid()}", metrics_interval_ms
         )
         self._frontend = make_frontend(self._gateway)
-        self._listener = Listener(self._frontend.asgi, port, ONGOING_REQUESTS_MAX)
+        self._listener = Listener.of(self._frontend.asgi, door)
 
     async def __serve_build_asgi_app__(self) -> Any:
         self._gateway.start()
         self._listener.start()
         return self._frontend.asgi
+
+    async def __del__(self) -> None:
+        """Serve awaits this when the replica is to end: what is open may end, then streams go on at another one."""
+        await self._listener.stop()
+        await self._gateway.close()
 
     async def submit(self, request: dict[str, Any], tenant: str = "default") -> dict[str, Any]:
         """Admit a task; `request` has the fields of `POST /v1/tasks`, the answer those of its 202."""
@@ -142,15 +150,15 @@ class Ingress:
 
 
 def ingress_app(
-    make_frontend: MakeFrontend, secret: bytes, *, port: int, replicas: int, metrics_interval_ms: int
+    make_frontend: MakeFrontend, secret: bytes, *, door: Door, replicas: int, metrics_interval_ms: int
 ) -> Any:
-    """The bound Serve application; `port` is that of the replicas' own listeners."""
+    """The bound Serve application; `door` is the replicas' own."""
     deployment = serve.deployment(serve.ingress()(Ingress)).options(
         name="Ingress",
         num_replicas=replicas,
         max_ongoing_requests=ONGOING_REQUESTS_MAX,
         ray_actor_options={"num_cpus": 0},
-        graceful_shutdown_timeout_s=5,
+        graceful_shutdown_timeout_s=SHUTDOWN_TIMEOUT_S,
         health_check_period_s=5,
     )
-    return deployment.bind(make_frontend, secret, port, metrics_interval_ms)
+    return deployment.bind(make_frontend, secret, door, metrics_interval_ms)

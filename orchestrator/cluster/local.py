@@ -24,6 +24,10 @@ THROUGHPUT_ENVIRONMENT: Final = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # Three failed looks and a dead HAProxy is brought back; ten seconds between them would be half a minute.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # Ray puts its workers behind everything else on a machine; a busy one would starve scheduler and ingress.
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 OBJECT_STORE_BYTES: Final = 100 * 1024 * 1024

@@ -3,14 +3,33 @@
 import logging
 import os
 import sys
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Final, cast
 
 import msgspec
 import structlog
+from structlog.typing import EventDict
+
+from orchestrator.tracebacks import without_texts
+
+#: Fields of lines about a task.
+OF_TASKS: Final = frozenset({"job_id", "task_id", "correlation_id"})
 
 
 def _json(value: Any, **_options: Any) -> bytes:
     return msgspec.json.encode(value, enc_hook=repr)
+
+
+def format_exceptions(logger: Any, method: str, event: EventDict) -> EventDict:
+    """A structlog processor: tracebacks as plain text, and without the exceptions' own texts in lines about a task.
+
+    Code that fails on a task may say in its exception what it was given (OC-CTRL-2041).
+    """
+    given = event.get("exc_info")
+    if not given or not OF_TASKS & event.keys():
+        return structlog.processors.format_exc_info(logger, method, event)
+    del event["exc_info"]
+    error = given if isinstance(given, BaseException) else given[1] if isinstance(given, tuple) else sys.exception()
+    return {**event, "exception": without_texts(error)}
 
 
 def _level() -> int:
@@ -24,8 +43,7 @@ def configure() -> None:
     Serve puts a logger of its own in the place of `sys.stderr`, which costs more than all of an
     admission's parsing does.
 
-    Tracebacks are plain text: a renderer that prints local variables would print prompts and keys
-    (OC-CTRL-2041).
+    Tracebacks are plain text: a renderer that prints local variables would print prompts and keys.
     """
     assert sys.__stderr__ is not None  # the service's processes have one
     structlog.configure(
@@ -33,7 +51,7 @@ def configure() -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
+            format_exceptions,
             structlog.processors.JSONRenderer(serializer=_json),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_level()),

@@ -40,6 +40,11 @@ class Measurements:
         counting = self._running[message.task_id] = self._spawn(self._measure(message))
         counting.add_done_callback(lambda done: self._ended(message.task_id, done))
 
+    def stop(self) -> None:
+        """Give up what is under way: whoever asked is gone."""
+        for counting in list(self._running.values()):
+            counting.cancel()
+
     async def _measure(self, message: wire.Measure) -> None:
         tokens, error = 0, None
         try:

@@ -64,7 +64,7 @@ class Outbox:
         """Hand over all that waits, at once."""
         while self._turns:
             self._take_turn()
-        self._flush()
+        self.flush()
 
     def clear(self) -> None:
         """Drop what waits: nobody will read it."""
@@ -91,12 +91,13 @@ class Outbox:
 
     def _put(self, body: bytes) -> None:
         if not self._frames:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._frames.append(LENGTH.pack(len(body)))
         self._frames.append(body)
         self._frames_bytes += len(body)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Hand over now what does not wait for a turn."""
         if self._frames:
             self._transport.write(b"".join(self._frames))
             self._frames.clear()

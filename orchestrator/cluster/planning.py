@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from msgspec.structs import replace
+
 from contracts import scheduling as ev
 from contracts.api import Admission, Metrics, Session
 from contracts.tasks import Budgets
@@ -47,23 +49,25 @@ def session_of(view: SessionView) -> Session:
     )
 
 
-def running_metrics(view: StartedView, *, resumed: bool = False) -> Metrics:
-    """The frame of a task that runs; `resumed` at the start of an attempt that takes up a preempted one.
+def running_metrics(view: StartedView, *, resumed: bool = False, failed_over: bool = False) -> Metrics:
+    """The frame of a task that runs; `resumed` at the start of an attempt that takes up another one.
 
-    KV is never moved between replicas, and every frame of a running task says so (ORCH-3023).
+    KV is never moved between replicas, and every frame of a running task says so; an attempt that took the place of
+    a lost one (`failed_over`) is told to have begun cold (ORCH-3009, ORCH-3023).
     """
     budgets = view.budgets or _UNBOUNDED
     return Metrics(
         queue_depth=view.queue_depth,
         on_time_probability=round(view.on_time_probability, CHANCE_DIGITS),
         deadline_remaining_ms=view.time_budget_remaining_ms,
-        kv_warmth=view.kv_warmth,
+        kv_warmth=view.kv_warmth and not failed_over,
         kv_migrated=False,
         tokens_budget_remaining=budgets.tokens,
         time_budget_remaining_ms=budgets.time_ms,
         cost_budget_remaining=_cost(budgets),
         preempted=view.preempted or None,
-        resumed=resumed or None,
+        resumed=resumed or failed_over or None,
+        failover=failed_over or None,
     )
 
 
@@ -80,12 +84,12 @@ def plan(core: Scheduler, now_ns: int, live: LiveTask) -> Metrics | None:
         return None
     if status.state != "queued":
         view = core.started(now_ns, task.task_id, task.tenant)
-        return None if view is None else running_metrics(view)
+        return None if view is None else _going_on(view, live)
     session = core.session(now_ns, task.tenant, task.session_id)
     budgets = (session.budgets if session is not None else None) or _UNBOUNDED
     chance = status.on_time_probability
     return Metrics(
-        queue_depth=core.queue_depth(live.set_id, task.priority),
+        queue_depth=core.depth_of(task.task_id, task.tenant),
         queue_position=status.queue_position,
         predicted_start_ms=status.predicted_start_ms,
         on_time_probability=None if chance is None else round(chance, CHANCE_DIGITS),
@@ -97,6 +101,12 @@ def plan(core: Scheduler, now_ns: int, live: LiveTask) -> Metrics | None:
         preempted=status.preempted or None,
         resumable=status.resumable or None,
     )
+
+
+def _going_on(view: StartedView, live: LiveTask) -> Metrics:
+    """Amid an attempt: what it took up was told when it started."""
+    metrics = running_metrics(view, failed_over=live.failed_over)
+    return replace(metrics, resumed=None, failover=None) if live.failed_over else metrics
 
 
 def _cost(budgets: Budgets) -> float | None:

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import structlog
+from msgspec import Struct
 
 from contracts import control_messages as wire
 from contracts import pools as ev
 from contracts.messages import Done, Failed, Launch
 from orchestrator.cluster.connection import Connection
+from orchestrator.cluster.held import Receiver
 from orchestrator.cluster.pool_telemetry import PoolTelemetry
 from orchestrator.core.scheduler import Scheduler
 
@@ -17,15 +19,30 @@ log = structlog.get_logger(__name__)
 #: Decisions that an operator wants to see without asking; the others are told at level info.
 WARNINGS: Final = ("restart", "breaker_open", "lease_lapsed", "capacity_reduced", "rolled_back")
 
+#: Orders of replicas and what is said to them keep their order.
+SUBJECT: Final = " pools"
+
 Tell = Callable[[ev.PoolEvent], None]
+#: Sends a message about a subject, once what it tells of is durable.
+Post = Callable[[Receiver, Struct, str], None]
+
+
+def _send(receiver: Receiver, message: Struct, _subject: str) -> None:
+    receiver.send(message)
 
 
 class PoolDialogue:
     """Hands the core's orders on, and requests and reports to the core (`tell`). `replicas` is read only."""
 
     def __init__(
-        self, core: Scheduler, tell: Tell, replicas: Mapping[str, Connection], telemetry: PoolTelemetry
+        self,
+        core: Scheduler,
+        tell: Tell,
+        replicas: Mapping[str, Connection],
+        telemetry: PoolTelemetry,
+        post: Post = _send,
     ) -> None:
+        self._post = post
         self._core = core
         self._tell = tell
         self._replicas = replicas
@@ -43,7 +60,7 @@ class PoolDialogue:
         before, self._manager = self._manager, connection
         if before is not None:
             before.close()
-        connection.send(wire.Orders(self._core.orders()))
+        self._post(connection, wire.Orders(self._core.orders()), SUBJECT)
 
     def manager_closed(self, connection: Connection) -> None:
         if self._manager is connection:
@@ -66,16 +83,16 @@ class PoolDialogue:
 
     def order(self, command: ev.OrderReplica | ev.RetireReplica) -> None:
         if self._manager is not None:  # else the next one is told all orders
-            self._manager.send(command)
+            self._post(self._manager, command, SUBJECT)
 
     def launch(self, command: ev.LaunchEngine) -> None:
         replica = self._replicas.get(command.replica_id)
         if replica is not None:
-            replica.send(Launch(command.slots))
+            self._post(replica, Launch(command.slots), SUBJECT)
 
     def answer(self, command: ev.AnswerControl) -> None:
         connection, req = self._asked.pop(command.request)
-        connection.send(Done(req) if command.error is None else Failed(req, command.error))
+        self._post(connection, Done(req) if command.error is None else Failed(req, command.error), SUBJECT)
 
     def note(self, command: ev.NotePool) -> None:
         self._telemetry.noted(command)

@@ -23,10 +23,9 @@ from contracts.pools import (
     ReplicaUnplaced,
     RetireReplica,
 )
-from orchestrator.cluster.channel import connect
 from orchestrator.cluster.connection import ChannelError, Connection
 from orchestrator.cluster.fleet import Actor, Fleet, name_of
-from orchestrator.cluster.scheduler_link import Locate
+from orchestrator.cluster.relink import Locate, connect_scheduler
 
 log = structlog.get_logger(__name__)
 
@@ -80,8 +79,9 @@ class PoolManager:
     async def _keep_linked(self) -> None:
         while True:
             with contextlib.suppress(ChannelError):
-                link = await connect(
-                    await self._locate(),
+                self._unlinked.clear()
+                link = await connect_scheduler(
+                    self._locate,
                     self._node_id,
                     self._secret,
                     "manager",
@@ -90,7 +90,6 @@ class PoolManager:
                     self._received,
                     lambda _connection: self._unlinked.set(),
                 )
-                self._unlinked.clear()
                 self._link = link
                 if self._nodes:
                     link.send(NodesSeen(self._nodes))

@@ -11,6 +11,7 @@ from contracts.control import Capabilities
 from contracts.errors import ErrorInfo
 from orchestrator.cluster.live import LiveTask
 from orchestrator.cluster.planning import plan, session_of
+from orchestrator.cluster.stream_events import TRANSCRIPT_GONE
 from orchestrator.cluster.telemetry import Telemetry
 from orchestrator.core.scheduler import Scheduler
 
@@ -21,11 +22,6 @@ NO_SUCH_SESSION: Final = ErrorInfo(
     "NOT_FOUND", "no such session; none of its tasks was admitted here, or its time is over", retriable=False
 )
 NO_TRANSCRIPT: Final = ErrorInfo("NOT_FOUND", "the task has no transcript yet", retriable=True)
-TRANSCRIPT_GONE: Final = ErrorInfo(
-    "NOT_FOUND",
-    "the task has ended and what it made is no longer kept; submit it again under a new task_id",
-    retriable=False,
-)
 TRANSCRIPTS_WAIT: Final = ErrorInfo(
     "ADMISSION_REJECT",
     "too many results of ended tasks are asked for at once; try again shortly",

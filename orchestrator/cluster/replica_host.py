@@ -1,12 +1,13 @@
 """Keeps one replica alive: its channel server, its link to the scheduler, and its engine when told to.
 
 The scheduler says when the engine is launched, and again after it failed (`Launch`); until then the replica
-waits. The link is made again when it breaks. Both loops run until the host is closed.
+waits. Losing the scheduler ends nothing: attempts and their streams go on, and a new link begins with what runs and
+what has ended meanwhile. All loops run until the host is closed.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -15,25 +16,24 @@ import structlog
 from contracts import messages as wire
 from contracts import scheduling as ev
 from contracts.engine import AdapterFactory, EngineAdapter, EngineError, EngineExit, EngineSpec
-from contracts.pools import FaultKind, LeaseRenewed, ReplicaFaulted
+from contracts.pools import FaultKind, ReplicaFaulted
 from contracts.tasks import ReplicaInfo
-from orchestrator.cluster.channel import ChannelServer, connect
-from orchestrator.cluster.connection import ChannelError, Connection
+from orchestrator.cluster.channel import ChannelServer
+from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.gpus.watch import GpuFault
+from orchestrator.cluster.outstanding import Outstanding
 from orchestrator.cluster.preload import Preload, replica_info
+from orchestrator.cluster.relink import Locate
 from orchestrator.cluster.replica_service import ReplicaService
-from orchestrator.cluster.reports import send_report
 from orchestrator.cluster.self_test import self_test
 from orchestrator.cluster.transcript import TokenFlow
+from orchestrator.cluster.uplink import Uplink
 
 log = structlog.get_logger(__name__)
 
-RECONNECT_BACKOFF_S: Final = 0.2
 GAUGES_INTERVAL_S: Final = 5.0
-#: Several fit into the shortest time after which a silent replica is sent nothing more.
-LEASE_INTERVAL_S: Final = 0.5
-
-Locate = Callable[[], Awaitable[wire.Endpoint]]
+#: An engine that stopped answering may have ended: how long its exit status is waited for, which says why.
+LAST_WORDS_S: Final = 1.0
 
 
 class Down(NamedTuple):
@@ -52,14 +52,14 @@ class ReplicaHost:
     ) -> None:
         self._spec = spec
         self._make_adapter = make_adapter
-        self._secret = secret
-        self._locate = locate
         self._node_id, self._host = node_id, host
         self._flow = TokenFlow()
         self._server = ChannelServer(secret, wire.ToReplica, _ignore, self._received, self._flow.disconnect)
+        self._uplink = Uplink(
+            spec.replica_id, secret, locate, node_id, self._received, self._greeting, self._linked, self._lost_scheduler
+        )
+        self._outstanding = Outstanding()
         self._endpoint: wire.Endpoint | None = None
-        self._link: Connection | None = None
-        self._unlinked = asyncio.Event()
         self._service: ReplicaService | None = None
         self._adapter: EngineAdapter | None = None
         self._preload = Preload(spec, self._gpu_fault)
@@ -73,14 +73,13 @@ class ReplicaHost:
         self._preload.start()
         try:
             async with asyncio.TaskGroup() as loops:
-                loops.create_task(self._keep_linked())
-                loops.create_task(self._keep_lease())
+                loops.create_task(self._uplink.keep())
+                loops.create_task(self._uplink.renew_lease())
                 loops.create_task(self._keep_engine())
         finally:
             if self._adapter is not None:
                 await self._adapter.close()
-            if self._link is not None:
-                self._link.close()
+            self._uplink.close()
             await self._server.close()
             await asyncio.to_thread(self._preload.stop)
 
@@ -91,44 +90,30 @@ class ReplicaHost:
     # ------------------------------------------------------------------- scheduler
 
     def _report(self, message: msgspec.Struct) -> None:
-        if self._link is not None:
-            send_report(self._link, message)
+        self._outstanding.heard(message)
+        self._uplink.report(message)
 
-    async def _keep_linked(self) -> None:
-        while True:
-            with contextlib.suppress(ChannelError):
-                link = await connect(
-                    await self._locate(),
-                    self._node_id,
-                    self._secret,
-                    "replica",
-                    self._spec.replica_id,
-                    wire.ToReplica,
-                    self._received,
-                    self._lost_link,
-                )
-                self._unlinked.clear()
-                self._link = link
-                assert self._endpoint is not None
-                spec = self._spec
-                link.send(wire.RegisterReplica(spec.replica_id, spec.pool_id, self._endpoint, spec.incarnation))
-                link.send(self._waiting)
-                if self._ready is not None:  # the link was cut, the engine was not
-                    link.send(self._ready)
-                await self._unlinked.wait()
-                self._link = None
-                if self._service is not None:
-                    await self._service.abandon("the scheduler's connection ended")
-            await asyncio.sleep(RECONNECT_BACKOFF_S)
+    def _greeting(self) -> Iterator[msgspec.Struct]:
+        """What a new link begins with: who this is, what it made, and what it does."""
+        spec = self._spec
+        assert self._endpoint is not None
+        yield wire.RegisterReplica(spec.replica_id, spec.pool_id, self._endpoint, spec.incarnation)
+        yield from self._outstanding.transcripts()
+        ended = self._outstanding.ends()
+        if self._ready is not None and self._service is not None:
+            yield msgspec.structs.replace(self._ready, running=self._service.occupied(), ended=ended)
+        else:
+            # In one message: what ended before is not to be taken for lost with its engine.
+            yield msgspec.structs.replace(self._waiting, ended=ended)
 
-    def _lost_link(self, _connection: Connection) -> None:
-        self._unlinked.set()
+    def _linked(self) -> None:
+        if self._ready is not None:  # else it was not told what runs
+            self._flow.heard()
 
-    async def _keep_lease(self) -> None:
-        renewed = LeaseRenewed(self._spec.replica_id)
-        while True:
-            self._report(renewed)
-            await asyncio.sleep(LEASE_INTERVAL_S)
+    def _lost_scheduler(self) -> None:
+        # The next one asks for its measurements itself.
+        if self._service is not None:
+            self._service.drop_measurements()
 
     # ---------------------------------------------------------------------- engine
 
@@ -171,8 +156,8 @@ class ReplicaHost:
 
     async def _serve(self, adapter: EngineAdapter, info: ReplicaInfo) -> None:
         """Serve until the engine ends or hangs, its GPU fails, or another launch is asked for."""
-        service = self._service = ReplicaService(self._spec, adapter, self._report, self._flow)
-        self._ready = ev.ReplicaReady(info)
+        service = ReplicaService(self._spec, adapter, self._report, self._flow, self._uplink.flush)
+        self._service, self._ready = service, ev.ReplicaReady(info, self._spec.incarnation)
         self._report(self._ready)
         log.info("replica.ready", replica_id=info.replica_id, engine_version=info.engine_version)
         exited = asyncio.create_task(adapter.wait_exit())
@@ -180,19 +165,29 @@ class ReplicaHost:
         chores = [asyncio.create_task(service.report_progress()), asyncio.create_task(self._report_gauges(adapter))]
         try:
             await asyncio.wait((exited, broken, self._gpu_down, self._launch), return_when=asyncio.FIRST_COMPLETED)
-            self._service = self._ready = None
-            service.fail("the engine ended while the task ran")
-            if exited.done():
-                self._tell_down(_down(exited.result()))
-            elif self._gpu_down.done():
-                self._tell_down(self._gpu_down.result())
-            elif not self._launch.done():
-                self._tell_down(Down("stuck", "the engine stopped answering"))
+            if broken.done():
+                await asyncio.wait((exited,), timeout=LAST_WORDS_S)
         finally:
+            self._service = self._ready = None
+            # The scheduler hears how far the attempts came before it hears of their loss.
+            service.last_words()
+            self._tell_end(exited, service.broken.is_set())
             for task in (exited, broken, *chores):
                 task.cancel()
+            await service.close()
             await asyncio.gather(exited, broken, *chores, return_exceptions=True)
-            await service.abandon("the replica was stopped while the task ran")
+            self._outstanding.engine_ended()
+
+    def _tell_end(self, exited: "asyncio.Task[EngineExit]", is_broken: bool) -> None:
+        """Say why nothing is served any more; a replica that is ended tells by its link."""
+        if exited.done():
+            self._tell_down(_down(exited.result()))
+        elif self._gpu_down.done():
+            self._tell_down(self._gpu_down.result())
+        elif self._launch.done():
+            self._report(self._waiting)
+        elif is_broken:
+            self._tell_down(Down("stuck", "the engine stopped answering"))
 
     def _gpu_fault(self, fault: GpuFault) -> None:
         """The driver told of an error: a fatal one ends the engine now, another lets it finish (ORCH-3038)."""
@@ -223,9 +218,11 @@ class ReplicaHost:
                 connection.send(wire.StreamOver(message.sid, "unknown"))
             else:
                 service.subscribe(connection, message)
-        elif connection is not self._link:
+        elif not self._uplink.is_made_by(connection):
             log.warning("channel.unexpected", role=connection.role, message=type(message).__name__)
             connection.close()
+        elif isinstance(message, wire.EndNoted):
+            self._outstanding.noted(message.task_id, message.attempt)
         elif isinstance(message, wire.Refused):
             log.error("replica.refused", replica_id=self._spec.replica_id, reason=message.reason)
         elif isinstance(message, wire.Launch):

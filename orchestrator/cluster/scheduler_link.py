@@ -2,45 +2,33 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import structlog
 
 from contracts import messages as wire
 from contracts.base import Frame
-from contracts.errors import ErrorInfo, OrchError
-from orchestrator.cluster.channel import connect
+from contracts.errors import OrchError
+from contracts.scheduling import TokensDiverged
 from orchestrator.cluster.connection import ChannelError, Connection
+from orchestrator.cluster.questions import Questions
+from orchestrator.cluster.relink import RECONNECT_MAX_S, RECONNECT_MIN_S, Backoff, Locate, connect_scheduler
 
 log = structlog.get_logger(__name__)
 
-REQUEST_TIMEOUT_S: Final = 30.0
-RECONNECT_BACKOFF_S: Final = 0.2
-RECONNECT_WAIT_S: Final = 2.0
-PENDING_MAX: Final = 10_000
+#: Alarms that wait for a link; of more, the latest.
+ALARMS_MAX: Final = 1000
 
 Answer = TypeVar("Answer")
-Locate = Callable[[], Awaitable[wire.Endpoint]]
 Update = wire.TaskStarted | wire.TaskPaused | wire.TaskPlan | wire.TaskEnded
-
-_NO_SCHEDULER: Final = ErrorInfo(
-    "POOL_UNAVAILABLE", "the scheduler cannot be reached; try again shortly", retriable=True, retry_after_ms=1000
-)
-_OVERLOADED: Final = ErrorInfo(
-    "ADMISSION_REJECT",
-    f"this ingress has {PENDING_MAX} requests waiting for the scheduler; try again shortly",
-    retriable=True,
-    retry_after_ms=1000,
-    policy_label="reject",
-)
 
 
 class SchedulerLink:
-    """Asks the scheduler and hands its updates on; `on_lost` is told when the link breaks.
+    """Asks the scheduler and hands its updates on; `on_linked` is told when there is a new link.
 
-    Askers may be canceled at any await (clients hang up): answers to futures that are already
-    done are dropped.
+    What is asked waits for the next link where there is none, in bounds of time and number.
     """
 
     def __init__(
@@ -50,18 +38,17 @@ class SchedulerLink:
         node_id: str,
         peer_id: str,
         on_update: Callable[[Update], None],
-        on_lost: Callable[[], None],
+        on_linked: Callable[[], None],
     ) -> None:
         self._secret = secret
         self._locate = locate
         self._node_id = node_id
         self._peer_id = peer_id
         self._on_update = on_update
-        self._on_lost = on_lost
+        self._on_linked = on_linked
         self._connection: Connection | None = None
-        self._linked = asyncio.Event()
-        self._unlinked = asyncio.Event()
-        self._pending: dict[int, asyncio.Future[Any]] = {}
+        self._questions = Questions()
+        self._alarms: deque[TokensDiverged] = deque(maxlen=ALARMS_MAX)
         self._keeper: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -80,26 +67,23 @@ class SchedulerLink:
         if self._connection is not None:
             self._connection.send(message)
 
+    def alarm(self, message: TokensDiverged) -> None:
+        """Send what must not be missed: where there is no link, it waits for the next."""
+        if self._connection is not None:
+            self._connection.send(message)
+        else:
+            self._alarms.append(message)
+
     async def ask(self, question: Frame, req: int, answer: type[Answer]) -> Answer:
         """Send a question and wait for its answer. Raises OrchError."""
-        if self._connection is None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RECONNECT_WAIT_S):
-                    await self._linked.wait()
-        if self._connection is None:
-            raise OrchError(_NO_SCHEDULER)
-        if len(self._pending) >= PENDING_MAX:
-            raise OrchError(_OVERLOADED)
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._pending[req] = future
+        connection = self._connection
+        future = self._questions.add(req, question, sent=connection is not None)
         try:
-            self._connection.send(question)
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                reply = await future
-        except TimeoutError:
-            raise OrchError(_NO_SCHEDULER) from None
+            if connection is not None:
+                connection.send(question)
+            reply = await future
         finally:
-            del self._pending[req]
+            self._questions.drop(req)
         if isinstance(reply, wire.Failed):
             raise OrchError(reply.error)
         if not isinstance(reply, answer):
@@ -109,36 +93,44 @@ class SchedulerLink:
     def _received(self, _connection: Connection, message: Any) -> None:
         if isinstance(message, wire.TaskStarted | wire.TaskPaused | wire.TaskPlan | wire.TaskEnded):
             self._on_update(message)
-            return
-        future = self._pending.get(message.req)
-        # The asker may have left in this very turn: its future is canceled then.
-        if future is not None and not future.done():
-            future.set_result(message)
+        else:
+            self._questions.answered(message.req, message)
 
     async def _keep(self) -> None:
+        backoff = Backoff(RECONNECT_MIN_S, RECONNECT_MAX_S)
         while True:
             with contextlib.suppress(ChannelError):
-                self._unlinked.clear()
-                self._connection = await connect(
-                    await self._locate(),
-                    self._node_id,
-                    self._secret,
-                    "ingress",
-                    self._peer_id,
-                    wire.ToIngress,
-                    self._received,
-                    self._lost,
-                )
-                self._linked.set()
-                await self._unlinked.wait()
-            await asyncio.sleep(RECONNECT_BACKOFF_S)
+                await self._hold(backoff)
+            await asyncio.sleep(backoff.next_s())
 
-    def _lost(self, _connection: Connection) -> None:
-        log.warning("scheduler.lost")
-        self._connection = None
-        self._linked.clear()
-        self._unlinked.set()
-        for future in self._pending.values():
-            if not future.done():
-                future.set_exception(OrchError(_NO_SCHEDULER))
-        self._on_lost()
+    async def _hold(self, backoff: Backoff) -> None:
+        lost = asyncio.Event()
+        connection = await connect_scheduler(
+            self._locate,
+            self._node_id,
+            self._secret,
+            "ingress",
+            self._peer_id,
+            wire.ToIngress,
+            self._received,
+            lambda closed: self._lost(closed, lost),
+        )
+        if connection.closed:
+            return
+        loop = asyncio.get_running_loop()
+        since_s = loop.time()
+        self._connection = connection
+        for question in self._questions.linked():
+            connection.send(question)
+        while self._alarms:
+            connection.send(self._alarms.popleft())
+        self._on_linked()
+        await lost.wait()
+        backoff.held(loop.time() - since_s)
+
+    def _lost(self, connection: Connection, lost: asyncio.Event) -> None:
+        lost.set()
+        if connection is self._connection:
+            log.warning("scheduler.lost")
+            self._connection = None
+            self._questions.unlinked()

@@ -1,9 +1,17 @@
 """The first and the last event of a stream, made of what scheduler and replica tell."""
 
+from typing import Final
+
 from contracts.api import End, Started
 from contracts.errors import ErrorInfo
 from contracts.messages import TaskStarted
 from contracts.tasks import Outcome, TaskInfo
+
+TRANSCRIPT_GONE: Final = ErrorInfo(
+    "NOT_FOUND",
+    "the task has ended and what it made is no longer kept; submit it again under a new task_id",
+    retriable=False,
+)
 
 
 def terminal_event(outcome: Outcome, task: TaskInfo) -> End | ErrorInfo:

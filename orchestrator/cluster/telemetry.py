@@ -16,17 +16,16 @@ from contracts.errors import HTTP_STATUS
 from contracts.messages import EngineGauges
 from contracts.policies import SchedulerConfig, SetPolicy
 from contracts.tasks import ReplicaInfo
+from orchestrator.cluster.harmless import harmless
 from orchestrator.cluster.live import LiveTask
 from orchestrator.cluster.pool_telemetry import PoolTelemetry
 from orchestrator.cluster.ratios import Promises
+from orchestrator.cluster.tenant_labels import TenantLabels
 from orchestrator.core.scheduler import Scheduler
 
 _MS_BUCKETS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 900, 1500, 2500, 5000, 10_000, 30_000, 60_000, 300_000)
 _PLACED = ("engine", "engine_version", "pool_id", "replica_id")
 _QUEUED = ("engine", "engine_version", "pool_id", "priority")
-#: Values of the label `tenant`, with the one that takes the rest.
-TENANT_LABELS_MAX: Final = 256
-OTHER: Final = "other"
 BREAKER_STATES: Final = ("closed", "open", "half-open")
 
 
@@ -39,7 +38,7 @@ class Telemetry:
         self._live = live
         self._versions: dict[str, str] = {}
         self._replicas: dict[str, ReplicaInfo] = {}
-        self._tenants: dict[str, None] = {}
+        self._tenants = TenantLabels()
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they are not in the contract
         self.registry = CollectorRegistry()
         self._enqueued = self._counter("tasks_enqueued_total", "tasks admitted", (*_PLACED, "priority"))
@@ -103,6 +102,7 @@ class Telemetry:
         replica = self._replicas.get(replica_id)
         self._mismatches.labels(replica.engine if replica is not None else "unknown").inc()
 
+    @harmless
     def gauges(self, scrape: EngineGauges) -> None:
         replica = self._replicas.get(scrape.replica_id)
         if replica is None:
@@ -111,6 +111,7 @@ class Telemetry:
         if scrape.kv_cache_usage_ratio is not None:
             self._kv.labels(*_placed(replica)).set(scrape.kv_cache_usage_ratio)
 
+    @harmless
     def happened(self, event: ev.AnyEvent) -> None:
         """Account an event, before the core's commands about it."""
         self.pools.happened(event)
@@ -118,7 +119,10 @@ class Telemetry:
             self._attempt_ended(event)
         elif isinstance(event, ev.ReplicaReady):
             self._replica_ready(event.replica)
+            for ended in event.ended:
+                self._attempt_ended(ended)
 
+    @harmless
     def decided(self, now_ns: int, command: ev.AnyCommand) -> None:
         """Account a command, before it is carried out."""
         self.pools.decided(command)
@@ -172,7 +176,8 @@ class Telemetry:
             self._resumptions.labels(live.task.engine).inc()
 
     def _paused(self, _now_ns: int, command: ev.Pause) -> None:
-        self._preemptions.labels("hard", self._live[command.task_id].task.engine).inc()
+        if command.cause != "lost":
+            self._preemptions.labels("hard", self._live[command.task_id].task.engine).inc()
 
     def _finished(self, now_ns: int, command: ev.Finish) -> None:
         live = self._live.get(command.task_id)
@@ -183,7 +188,7 @@ class Telemetry:
         self._promises.ended(now_ns, live, outcome)
         if outcome.state == "canceled":
             replica = self._replicas.get(live.replica_id)
-            placed = _placed(replica) if replica else (engine, "", "+".join(self._sets[command.set_id].pool_ids), "")
+            placed = _placed(replica) if replica else (engine, "", self._pools_of(command.set_id), "")
             self._canceled.labels(*placed, "client").inc()
         elif outcome.state == "dropped" and label is not None:
             self._backpressure.labels(engine, label).inc()
@@ -203,32 +208,20 @@ class Telemetry:
         pools = [core.pool_health(now_ns, pool_id) for pool_id in self._engines]
         self.pools.render([pool for pool in pools if pool is not None])
         self._share.clear()
-        for (tenant, priority), share in self._shares(core.shares()).items():
+        for (tenant, priority), share in self._tenants.shares(core.shares()).items():
             self._share.labels(tenant, priority).set(share)
         for pool_id, priority, state in core.breakers(now_ns):
             for name in BREAKER_STATES:
-                self._breaker.labels(self._engines[pool_id], pool_id, priority, name).set(name == state)
+                self._breaker.labels(self._engines.get(pool_id, "unknown"), pool_id, priority, name).set(name == state)
         return generate_latest(self.registry)
 
-    def _shares(self, shares: list[tuple[str, str, str, float]]) -> dict[tuple[str, str], float]:
-        """Shares by the metric's labels, which do not name the set: the mean over sets that served anything."""
-        served = [line for line in shares if line[3] > 0]
-        sets = len({set_id for set_id, *_ in served})
-        summed: dict[tuple[str, str], float] = {}
-        for _, priority, tenant, share in served:
-            key = (self._tenant_label(tenant), priority)
-            summed[key] = summed.get(key, 0.0) + share / sets
-        return summed
-
-    def _tenant_label(self, tenant: str) -> str:
-        """The first tenants are named, so that series do not come and go; all others share a label."""
-        if tenant not in self._tenants and len(self._tenants) < TENANT_LABELS_MAX - 1:
-            self._tenants[tenant] = None
-        return tenant if tenant in self._tenants else OTHER
-
     def _queued(self, set_id: str, engine: str, priority: str) -> tuple[str, str, str, str]:
-        pools = "+".join(self._sets[set_id].pool_ids)
-        return engine, self._versions.get(set_id, ""), pools, priority
+        return engine, self._versions.get(set_id, ""), self._pools_of(set_id), priority
+
+    def _pools_of(self, set_id: str) -> str:
+        """A set that is not configured any more may still have tasks that end."""
+        policy = self._sets.get(set_id)
+        return "+".join(policy.pool_ids) if policy is not None else ""
 
 
 _COUNT: Final[dict[type, Callable[[Telemetry, int, Any], None]]] = {

@@ -2,12 +2,14 @@
 
 The replica keeps the whole transcript while the attempt runs, so a subscription is just a
 position in it: credit bounds what is under way to an ingress, and a slow reader costs nothing
-here and holds up nobody else.
+here and holds up nobody else. It may be ahead of what has been made: an attempt that takes up a lost
+one makes again what others have delivered.
 
 An attempt that takes up a preempted one makes that one's tokens again. Until they have been compared,
 nothing of it is sent to anyone (ORCH-3086).
 """
 
+import asyncio
 import zlib
 from collections.abc import Iterable
 from typing import Final, Literal
@@ -40,18 +42,21 @@ class ResumeMismatchError(Exception):
 
 
 class Transcript:
-    """Append-only list of token texts with a rolling digest; `over` is set once, at the end.
+    """Append-only list of token texts with a rolling digest; `result` is set once, at the end.
 
-    `held` while the first `resume_tokens` tokens have not been found to have the digest `resume_digest`.
+    `over` is the outcome that this end is; None where the scheduler's word alone counts. `held` while the first
+    `resume_tokens` tokens have not been found to have the digest `resume_digest`; `unheard` while the scheduler has
+    not been told that there are any. Nothing is sent then: what it does not know of it takes for undelivered.
     """
 
     def __init__(self, resume_tokens: int = 0, resume_digest: int = 0) -> None:
         self.texts: list[str] = []
         self.held = resume_tokens > 0
+        self.unheard = False
         self._resume_tokens = resume_tokens
         self._resume_digest = resume_digest
         self.over: Outcome | None = None
-        self.result: Literal["finished", "stopped", "failed"] = "failed"
+        self.result: Literal["finished", "stopped", "failed"] | None = None
         self.subscriptions: list[Subscription] = []
         self._digest = 0
         self._digested = 0
@@ -72,9 +77,11 @@ class Transcript:
         if self.held:
             raise ResumeMismatchError
 
-    def reaches(self, first: int) -> bool:
-        """Whether token `first` may follow what is there, or what will be there again."""
-        return first <= max(len(self.texts), self._resume_tokens)
+    def give_up(self) -> None:
+        """Nothing will follow. What the scheduler has not heard of is never sent."""
+        self.result = "failed"
+        self.held = self.held or self.unheard
+        self.unheard = False
 
     def _compare(self) -> None:
         """Let the resumed attempt go on if its tokens up to there are those of the one before it.
@@ -113,6 +120,8 @@ class TokenFlow:
 
     def __init__(self) -> None:
         self._by_stream: dict[tuple[Connection, int], Subscription] = {}
+        self._touched: dict[Transcript, None] = {}
+        self._unheard: list[Transcript] = []
 
     def subscribe(self, transcript: Transcript, connection: Connection, sid: int, first: int, credit: int) -> None:
         subscription = Subscription(transcript, connection, sid, first, credit)
@@ -135,11 +144,35 @@ class TokenFlow:
         for peer, sid in [key for key in self._by_stream if key[0] is connection]:
             self.unsubscribe(peer, sid)
 
+    def hold_back(self, transcript: Transcript) -> None:
+        """Send nothing of a transcript before the scheduler has heard of it."""
+        transcript.unheard = True
+        self._unheard.append(transcript)
+
+    def heard(self) -> None:
+        """The scheduler has been told of all that there is."""
+        unheard, self._unheard = [each for each in self._unheard if each.unheard], []
+        for transcript in unheard:
+            transcript.unheard = False
+        self.flush(unheard)
+
+    def touch(self, transcript: Transcript) -> None:
+        """Have new tokens sent at the end of this turn, together with those of other transcripts."""
+        if not self._touched:
+            asyncio.get_running_loop().call_soon(self._flush_touched)
+        self._touched[transcript] = None
+
+    def _flush_touched(self) -> None:
+        touched, self._touched = self._touched, {}
+        self.flush(touched)
+
     def flush(self, transcripts: Iterable[Transcript]) -> None:
         """Send what the subscribers of these transcripts have credit for."""
         frames: dict[Connection, list[tuple[int, int, list[str]]]] = {}
-        ended: list[Subscription] = []
+        ended: list[tuple[Subscription, StreamOver]] = []
         for transcript in transcripts:
+            if transcript.unheard:
+                continue
             texts = transcript.texts
             length = 0 if transcript.held else len(texts)
             for subscription in transcript.subscriptions:
@@ -149,11 +182,10 @@ class TokenFlow:
                     subscription.next = last
                     subscription.credit -= last - first
                     frames.setdefault(subscription.connection, []).append((subscription.sid, first, texts[first:last]))
-                if transcript.over is not None and subscription.next >= length:
-                    ended.append(subscription)
+                if transcript.result is not None and subscription.next >= length:
+                    ended.append((subscription, StreamOver(subscription.sid, transcript.result, transcript.over)))
         for connection, items in frames.items():
             connection.send(TokenBatch(items))
-        for subscription in ended:
-            transcript = subscription.transcript
-            subscription.connection.send(StreamOver(subscription.sid, transcript.result, transcript.over))
+        for subscription, over in ended:
+            subscription.connection.send(over)
             self.unsubscribe(subscription.connection, subscription.sid)

@@ -8,6 +8,7 @@ from typing import Final
 
 from contracts.errors import ErrorInfo
 from contracts.tasks import RESULT_BYTES_MAX, TaskInfo
+from orchestrator.core import refusals
 from orchestrator.core.records import TaskRecord, ceil_ms
 from orchestrator.core.refusals import invalid, limited
 from orchestrator.core.replica_set import ReplicaSet
@@ -17,6 +18,13 @@ from orchestrator.core.state import State
 SPECIAL_TOKENS_MAX: Final = 4
 #: By how much, in percent, the text of an embedding may be shorter than that of another one.
 RESULT_SLACK_PERCENT: Final = 20
+
+
+def check_service(state: State) -> ErrorInfo | None:
+    """Refuse everything while the service is about to end, or could not keep what it accepts (ORCH-3051)."""
+    if state.is_ending:
+        return refusals.restarting()
+    return refusals.not_durable(state.journal_down) if state.journal_down else None
 
 
 def check_token_budget(task: TaskInfo) -> ErrorInfo | None:

@@ -4,22 +4,14 @@
 the slot that it frees (ORCH-3026).
 """
 
-from typing import Final, Literal
-
-import msgspec
-
-from contracts.api import FinishReason
-from contracts.errors import ErrorInfo
-from contracts.scheduling import AttemptEnded, SlotReleased, TokensProgressed
+from contracts.pools import FaultKind
+from contracts.scheduling import AttemptEnded, SlotReleased, TokensDiverged, TokensProgressed
 from contracts.tasks import Outcome
-from orchestrator.core import dispatch, endings, outages, preemption
-from orchestrator.core.lifecycle import ON_REPLICA, advance
+from orchestrator.core import dispatch, endings, failover, preemption, stops
+from orchestrator.core.lifecycle import ON_REPLICA
 from orchestrator.core.placement import Replica
-from orchestrator.core.pools import generations
-from orchestrator.core.records import TaskRecord, round_ms
+from orchestrator.core.records import TaskRecord
 from orchestrator.core.state import State
-
-ATTEMPTS_MAX: Final = 3
 
 
 def progressed(state: State, event: TokensProgressed) -> None:
@@ -38,28 +30,39 @@ def progressed(state: State, event: TokensProgressed) -> None:
 def ended(state: State, event: AttemptEnded) -> None:
     """An attempt is over. What finished before the `Stop` reached it has finished."""
     record = state.tasks.get(event.task_id)
-    if record is None or not _is_current(record, event.attempt, event.replica_id):
-        if event.slot_free:
-            _free_slot(state, event.replica_id, event.task_id, event.attempt)
-        return
-    _let_go(record)
-    record.transcript_bytes = max(record.transcript_bytes, event.transcript_bytes)
-    if event.tokens_out > record.tokens_out:
-        record.tokens_out, record.tokens_digest = event.tokens_out, event.digest
-    if event.result == "finished":
-        endings.end_served(state, record, event, _outcome(event, "finished", finish_reason=event.finish_reason))
-    elif record.state == "stopping":
-        _stopped(state, record, event)
-    else:
-        error = _failure(record, event.error)
-        delivered = max(record.tokens_out, record.resume_tokens)
-        if error.retriable and not delivered and record.attempt < ATTEMPTS_MAX + record.preemptions + record.moves:
-            _try_again(state, record)
-        else:
-            endings.end_served(state, record, event, _outcome(event, "failed", error=error))
+    if record is not None and _is_current(record, event.attempt, event.replica_id):
+        over(state, record, event)
     # The slot last: a task that gave it up waits again by now, and cannot be handed its own slot.
     if event.slot_free:
         _free_slot(state, event.replica_id, event.task_id, event.attempt)
+
+
+def over(state: State, record: TaskRecord, event: AttemptEnded, late_ns: int | None = None) -> None:
+    """The attempt that a task runs is over: the task ends, or waits for the next one.
+
+    `late_ns` is how long it worked where that is told late.
+    """
+    replica = record.replica
+    assert replica is not None, f"task {record.task.task_id} runs nowhere"
+    _let_go(state, record)
+    record.over_attempt = record.attempt
+    record.transcript_bytes = max(record.transcript_bytes, event.transcript_bytes)
+    if event.tokens_out > record.tokens_out:
+        record.tokens_out, record.tokens_digest = event.tokens_out, event.digest
+    if record.state == "stopping" and (event.result != "finished" or record.stop_reason == "diverged"):
+        stops.stopped(state, record, event, late_ns)
+    elif event.result == "finished":
+        outcome = endings.outcome_of(event, "finished", finish_reason=event.finish_reason)
+        endings.end_served(state, record, event, outcome, late_ns)
+    elif event.result == "stopped":
+        # By an earlier scheduler that could not keep why.
+        _lost(state, record, replica, "it was stopped there, and it is not known any more what for", event, late_ns)
+    else:
+        error = endings.failure(record, event.error)
+        if failover.may_try_again(record, error):
+            _try_again(state, record)
+        else:
+            endings.end_served(state, record, event, endings.outcome_of(event, "failed", error=error), late_ns)
 
 
 def released(state: State, event: SlotReleased) -> None:
@@ -71,19 +74,34 @@ def released(state: State, event: SlotReleased) -> None:
 
 def stop_timed_out(state: State, record: TaskRecord) -> None:
     """A `Stop` went unanswered: it counts as done; the slot stays taken until the replica frees it or is gone."""
-    _let_go(record)
-    _stopped(state, record, _last_heard(record))
+    _let_go(state, record)
+    record.over_attempt = record.attempt
+    stops.stopped(state, record, endings.last_heard(record))
 
 
-def replica_gone(state: State, replica: Replica, reason: str) -> None:
-    """All slots of a replica are void; end what it was running.
+def diverged(state: State, event: TokensDiverged) -> None:
+    """A later attempt makes other tokens than were delivered: its task ends, and nothing more of it is shown."""
+    record = state.tasks.get(event.task_id)
+    if record is None or record.attempt != event.attempt:
+        return
+    if record.state == "running":
+        dispatch.stop(state, record, "diverged")
+    elif record.state == "stopping" and record.stop_reason in ("preempt", "drain"):
+        # The stop is under way; it now means the end.
+        record.stop_reason = "diverged"
+        state.changes.task(event.task_id)
+    elif record.state == "queued":
+        # Its replica was lost meanwhile; its stream has ended all the same.
+        record.home.leave(record)
+        outcome = Outcome("failed", tokens_out=record.resume_tokens, error=failover.diverged(record))
+        endings.end_unserved(state, record, outcome)
 
-    How much of a running attempt was delivered is not known here, since progress lags behind the
-    stream, so it is not tried again.
-    """
+
+def replica_gone(state: State, replica: Replica, reason: str, kind: FaultKind) -> None:
+    """All slots of a replica are void; what it was running goes on elsewhere, or ends where it cannot (ORCH-3009)."""
     busy = list(replica.busy.items())
     replica.busy.clear()
-    for (task_id, attempt), record in busy:
+    for (_, attempt), record in busy:
         record.slots_held -= 1
         if record.hands_over_to is not None:
             record.hands_over_to.rescued = False
@@ -93,17 +111,13 @@ def replica_gone(state: State, replica: Replica, reason: str) -> None:
         if record.attempt != attempt or record.state not in ON_REPLICA or record.replica is not replica:
             state.forget_if_over(record)
             continue
-        _let_go(record)
-        last = _last_heard(record)
+        _let_go(state, record)
+        last = endings.last_heard(record)
         if record.state == "stopping":
-            _stopped(state, record, last)
-            continue
-        lost = ErrorInfo(
-            code="WORKER_RESET",
-            message=f"replica {replica.replica_id} was lost while it ran task {task_id}: {reason}",
-            retriable=True,
-        )
-        endings.end_served(state, record, last, _outcome(last, "failed", error=_failure(record, lost)))
+            record.over_attempt = record.attempt
+            stops.stopped(state, record, last)
+        else:
+            _lost(state, record, replica, reason, last, kind=kind)
 
 
 def stop_for_drain(state: State, replica: Replica) -> None:
@@ -125,9 +139,29 @@ def _is_current(record: TaskRecord, attempt: int, replica_id: str) -> bool:
     )
 
 
-def _let_go(record: TaskRecord) -> None:
+def _let_go(state: State, record: TaskRecord) -> None:
     """The attempt is over as far as the task is concerned; the slot is another matter."""
     del record.home.running[record.task.priority][record.task.task_id]
+    if record.crashes:
+        # Another suspect may run there now, if a slot is free.
+        state.want_dispatch(record.home)
+
+
+def _lost(
+    state: State,
+    record: TaskRecord,
+    replica: Replica,
+    reason: str,
+    last: AttemptEnded,
+    late_ns: int | None = None,
+    kind: FaultKind = "actor",
+) -> None:
+    """An attempt died with its replica, or nobody knows what ended it."""
+    error = failover.lost(record, replica, reason, kind)
+    if error is None:
+        preemption.wait_again(state, record, "lost")
+    else:
+        endings.end_served(state, record, last, endings.outcome_of(last, "failed", error=error), late_ns)
 
 
 def _free_slot(state: State, replica_id: str, task_id: str, attempt: int) -> None:
@@ -147,7 +181,8 @@ def _free_slot(state: State, replica_id: str, task_id: str, attempt: int) -> Non
         heir is not None
         and replica.state == "ready"
         and heir.state == "queued"
-        and replica.has_room(heir.kv_tokens)
+        and replica.takes(heir)
+        and not state.is_held
         and heir.quota.may_start(heir.kv_bytes)
     ):
         heir.home.take(heir)
@@ -157,85 +192,16 @@ def _free_slot(state: State, replica_id: str, task_id: str, attempt: int) -> Non
 
 
 def _try_again(state: State, record: TaskRecord) -> None:
-    """A task whose attempt delivered nothing waits again, in its old place, for another node if there is one."""
-    advance(record, "queued")
+    """A task whose engine ended the attempt waits again, in its old place, for another node if there is one."""
+    home = record.home
     if record.served_by is not None:
         record.avoid = record.served_by.node_id
-    record.replica = None
-    record.home.correct(record, 0)
-    state.timers.arm(record.task.task_id, max(record.deadline_ns, state.now_ns + 1))
-    record.home.join(record)
-    state.want_dispatch(record.home)
-
-
-def _last_heard(record: TaskRecord) -> AttemptEnded:
-    """The report of an attempt that gives none: what was last heard of it."""
-    return AttemptEnded(
-        record.task.task_id,
-        record.attempt,
-        "",
-        "stopped",
-        slot_free=False,
-        tokens_out=max(record.tokens_out, record.resume_tokens),
-        digest=record.tokens_digest,
-    )
-
-
-def _stopped(state: State, record: TaskRecord, event: AttemptEnded) -> None:
-    """A stopped attempt is over: its task ends as the stop was meant, or waits again if it was preempted."""
-    if record.stop_reason == "preempt":
-        preemption.preempted(state, record)
-    elif record.stop_reason == "drain":
-        _moved(state, record, event)
-    elif record.stop_reason == "cancel":
-        endings.end_served(state, record, event, _outcome(event, "canceled", finish_reason="canceled"))
+        if home.breakers:
+            home.breakers.observe(record, record.served_by.pool_id, False, 0, state.now_ns)
+    if record.delivered_tokens:
+        # To be made again, as after a loss.
+        record.lost_attempt = record.attempt
+        preemption.wait_again(state, record, "lost")
     else:
-        policy = record.home.policy
-        timeout_ms = policy.wall_timeout_ms if record.stop_reason == "wall" else policy.idle_timeout_ms
-        error = ErrorInfo(
-            code="DECODE_TIMEOUT",
-            message=f"stopped by the {record.stop_reason} timeout of {timeout_ms} ms",
-            retriable=True,
-        )
-        endings.end_served(state, record, event, _outcome(event, "failed", error=_failure(record, error)))
-
-
-def _moved(state: State, record: TaskRecord, event: AttemptEnded) -> None:
-    """An attempt whose replica's time was up has stopped: its task goes on elsewhere, or ends for want of a place."""
-    home = record.home
-    # Only the replica knows that nothing was delivered: progress lags behind the stream.
-    is_untouched = event.replica_id != "" and not max(record.tokens_out, record.resume_tokens)
-    if (record.determinism == "strict" or is_untouched) and generations.has_hope(state, home):
-        record.moves += 1
-        preemption.wait_again(state, record, "drain")
-        return
-    replica_id = record.served_by.replica_id if record.served_by is not None else ""
-    error = outages.stopped(home, replica_id, state.now_ns)
-    endings.end_served(state, record, event, _outcome(event, "failed", error=_failure(record, error)))
-
-
-def _failure(record: TaskRecord, error: ErrorInfo | None) -> ErrorInfo:
-    """The error to show for a failed attempt: its own or WORKER_RESET, with engine and pool filled in."""
-    if error is None:
-        error = ErrorInfo(code="WORKER_RESET", message="the engine ended the attempt without a result", retriable=True)
-    pool_id = record.served_by.pool_id if record.served_by is not None else None
-    return msgspec.structs.replace(error, engine=error.engine or record.task.engine, pool_id=error.pool_id or pool_id)
-
-
-def _outcome(
-    event: AttemptEnded,
-    state: Literal["finished", "failed", "canceled"],
-    finish_reason: FinishReason | None = None,
-    error: ErrorInfo | None = None,
-) -> Outcome:
-    return Outcome(
-        state=state,
-        tokens_in=event.tokens_in,
-        tokens_out=event.tokens_out,
-        tokens_cached=event.tokens_cached,
-        first_token_ms=round_ms(event.first_token_ns) if event.tokens_out and event.first_token_ns else None,
-        decode_ms=round_ms(event.decode_ns),
-        finish_reason=finish_reason,
-        stop_sequence=event.stop_sequence,
-        error=error,
-    )
+        preemption.join_again(state, record)
+        state.changes.task(record.task.task_id)

@@ -7,7 +7,7 @@ send again what it gave up, and a remembered outcome keeps a repeated submission
 
 from contracts.scheduling import AnswerCancel, CancelRequested
 from contracts.tasks import Outcome
-from orchestrator.core import dispatch, endings
+from orchestrator.core import dispatch, endings, failover
 from orchestrator.core.lifecycle import is_over
 from orchestrator.core.records import TaskRecord
 from orchestrator.core.state import State
@@ -32,14 +32,24 @@ def requested(state: State, event: CancelRequested) -> None:
         record.outlook = None
         answer(state, record)
         endings.end_unserved(state, record, CANCELED)
+    elif failover.is_awaited(state, record):
+        # Should it run all the same, it is to be stopped before anybody is told that it was.
+        return
     elif record.state == "queued":
-        record.home.leave(record)
-        endings.end_unserved(state, record, _canceled(record))
+        end_waiting(state, record)
     elif record.state == "running":
         dispatch.stop(state, record, "cancel")
-    elif record.stop_reason == "preempt":
+    elif record.stop_reason in ("preempt", "drain"):
         # The stop is under way; it now means the end.
         record.stop_reason = "cancel"
+        state.changes.task(event.task_id)
+
+
+def end_waiting(state: State, record: TaskRecord) -> None:
+    """End a waiting task of which a cancel is pending, for instance because its replica is awaited no longer."""
+    if record.state == "queued" and record.cancels:
+        record.home.leave(record)
+        endings.end_unserved(state, record, _canceled(record))
 
 
 def _canceled(record: TaskRecord) -> Outcome:

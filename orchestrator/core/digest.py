@@ -50,6 +50,14 @@ def snapshot(scheduler: Scheduler) -> Tree:
         "alarm_ns": state.timers._alarm_ns,
         "kept": [record.task.task_id for record in state.retention.records()],
         "accounts": accounts(scheduler),
+        "service": {
+            "awaited": list(state.awaited),
+            "unsure": list(state.unsure),
+            "undone": list(state.undone),
+            "recovery_until_ns": state.recovery_until_ns,
+            "journal_down": state.journal_down,
+            "ending": [state.is_ending, state.ending_until_ns, *state.ending_requests],
+        },
     }
 
 
@@ -102,6 +110,8 @@ def _task(record: TaskRecord) -> Tree:
         "stop_until_ns": record.stop_until_ns if record.state == "stopping" else 0,
         "preemptions": record.preemptions,
         "moves": record.moves,
+        "losses": [record.losses, record.crashes, record.over_attempt, record.lost_attempt, record.is_failover],
+        "numbers": [record.taken_attempt, record.skipped],
         "resume": [record.resume_tokens, record.resume_digest],
         "hands_over_to": "" if heir is None else heir.task.task_id,
         "outcome": None if outcome is None else outcome.state,

@@ -5,14 +5,14 @@ Fairness picks the flow, its line's order picks the task, placement picks the re
 
 from typing import Final
 
-from contracts.errors import ErrorInfo
 from contracts.scheduling import Start, Stop, StopReason
 from contracts.tasks import Outcome
-from orchestrator.core import endings
+from orchestrator.core import endings, failover, timeouts
+from orchestrator.core.choice import choose, is_kept_apart
 from orchestrator.core.estimates import is_doomed
 from orchestrator.core.flows import Flow
 from orchestrator.core.lifecycle import advance
-from orchestrator.core.placement import Replica, choose
+from orchestrator.core.placement import Replica
 from orchestrator.core.quotas import TenantQuota
 from orchestrator.core.records import NS_PER_MS, TaskRecord
 from orchestrator.core.replica_set import ReplicaSet
@@ -20,27 +20,38 @@ from orchestrator.core.state import State
 
 #: How long a `Stop` may go unanswered before the attempt counts as over without its replica's word.
 STOP_TIMEOUT_NS: Final = 2000 * NS_PER_MS
+#: How many suspects at the front of a line are passed over that no replica may take now.
+SUSPECTS_MAX: Final = 64
 
 
 def dispatch(state: State) -> None:
     """Start whatever can start in the sets in which something changed."""
     for home in state.dispatch_due:
         home.dispatch_due = False
-        while home.free_slots and not state.is_held and _start_next(state, home):
+        parked: list[Flow[TaskRecord]] = []
+        while home.free_slots and not state.is_held and _start_next(state, home, parked):
             pass
+        for flow in parked:
+            flow.block(False)
     state.dispatch_due.clear()
 
 
-def _start_next(state: State, home: ReplicaSet) -> bool:
-    """Take the next task off the queue; false when none can start now."""
+def _start_next(state: State, home: ReplicaSet, parked: list[Flow[TaskRecord]]) -> bool:
+    """Take the next task off the queue; false when none can start now.
+
+    A flow of which only suspects may start, without a place for any, stands aside for the rest of the step.
+    """
     flow = home.fairness.select()
     if flow is None:
         return False
-    record = flow.line.first()
-    assert record is not None, f"flow {flow.priority}/{flow.tenant} is active and empty"
+    record = next_of(home, flow)
+    if record is None:
+        flow.block(True)
+        parked.append(flow)
+        return True
     if is_doomed(home, record, state.now_ns):
         home.leave(record)
-        outcome = Outcome("failed", tokens_out=record.resume_tokens, error=too_late(record))
+        outcome = Outcome("failed", tokens_out=record.resume_tokens, error=failover.too_late(state, record))
         endings.end_unserved(state, record, outcome)
         return True
     if not record.quota.may_start(record.kv_bytes):
@@ -54,6 +65,21 @@ def _start_next(state: State, home: ReplicaSet) -> bool:
     return True
 
 
+def next_of(home: ReplicaSet, flow: Flow[TaskRecord]) -> TaskRecord | None:
+    """The task of an active flow that starts next: its first one, or the first behind suspects that are kept apart.
+
+    Those keep their places; what waits behind them goes by, since they wait for each other, not for room.
+    """
+    first = flow.line.first()
+    assert first is not None, f"flow {flow.priority}/{flow.tenant} is active and empty"
+    if not is_kept_apart(home, first):
+        return first
+    for record in flow.line.head(SUSPECTS_MAX + 1):
+        if not is_kept_apart(home, record):
+            return record
+    return None
+
+
 def start(state: State, record: TaskRecord, replica: Replica, *, warm: bool, handed_over: bool = False) -> None:
     """Run the next attempt of a task that left its line on a replica with room for it."""
     advance(record, "running")
@@ -64,6 +90,7 @@ def start(state: State, record: TaskRecord, replica: Replica, *, warm: bool, han
         if not handed_over:
             endings.learn_wait(record, waited_ns)
     record.fresh = False
+    failover.starts_next(record)
     record.attempt += 1
     record.replica = replica
     record.served_by = replica.info
@@ -74,10 +101,9 @@ def start(state: State, record: TaskRecord, replica: Replica, *, warm: bool, han
     busy = len(replica.busy)
     replica.index.take(replica, (task_id, record.attempt), record)
     home.running[record.task.priority][task_id] = record
-    policy = home.policy
-    state.timers.arm(task_id, now_ns + min(policy.wall_timeout_ms, policy.idle_timeout_ms) * NS_PER_MS)
+    state.timers.arm(task_id, timeouts.of_attempt(record)[0])
     record.start = Start(
-        policy.set_id,
+        home.policy.set_id,
         task_id,
         record.attempt,
         replica.replica_id,
@@ -102,6 +128,7 @@ def stop(state: State, record: TaskRecord, reason: StopReason, for_task: str = "
     record.stop_until_ns = state.now_ns + STOP_TIMEOUT_NS
     state.timers.arm(record.task.task_id, record.stop_until_ns)
     set_id, task_id = record.home.policy.set_id, record.task.task_id
+    state.changes.task(task_id)
     state.out.append(Stop(set_id, task_id, record.attempt, replica.replica_id, reason, for_task))
 
 
@@ -116,15 +143,3 @@ def unblock(state: State, quota: TenantQuota) -> None:
     for home, flow in state.blocked.pop(quota.name, ()):
         flow.block(False)
         state.want_dispatch(home)
-
-
-def too_late(record: TaskRecord) -> ErrorInfo:
-    """DEADLINE_UNMET for a task that waited until its deadline could not be met any more."""
-    verb = "ended" if record.attempt else "started in time to end"
-    return ErrorInfo(
-        code="DEADLINE_UNMET",
-        message=f"not {verb} within deadline_ms {record.task.deadline_ms}",
-        engine=record.task.engine,
-        pool_id=record.home.policy.pools[0].pool_id,
-        retriable=False,
-    )

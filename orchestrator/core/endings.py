@@ -1,9 +1,15 @@
 """Settling a task's accounts at its end: quotas, session, fairness, and what is learned (ORCH-3075, 3077, 3099)."""
 
+from typing import Literal
+
+from msgspec.structs import replace
+
+from contracts.api import FinishReason
+from contracts.errors import ErrorInfo
 from contracts.scheduling import AttemptEnded
 from contracts.tasks import Outcome
 from orchestrator.core.estimates import cost_micros
-from orchestrator.core.records import TaskRecord
+from orchestrator.core.records import TaskRecord, round_ms
 from orchestrator.core.state import State
 
 
@@ -20,10 +26,15 @@ def end_unserved(state: State, record: TaskRecord, outcome: Outcome) -> None:
     state.want_dispatch(record.home)
 
 
-def end_served(state: State, record: TaskRecord, event: AttemptEnded, outcome: Outcome) -> None:
-    """End a task with its last attempt: charge what it cost, and learn from it."""
+def end_served(
+    state: State, record: TaskRecord, event: AttemptEnded, outcome: Outcome, late_ns: int | None = None
+) -> None:
+    """End a task with its last attempt: charge what it cost, and learn from it.
+
+    `late_ns` is how long the attempt worked where its end is told late; else it did until now.
+    """
     home, now_ns = record.home, state.now_ns
-    slot_ns = now_ns - record.started_ns
+    slot_ns = now_ns - record.started_ns if late_ns is None else late_ns
     read_tokens, made_tokens = event.tokens_in, event.tokens_out
     if not record.task.decodes:
         # Only a finished attempt tells what it read; of another one the results tell.
@@ -93,4 +104,48 @@ def _learn_service(record: TaskRecord, event: AttemptEnded, slot_ns: int) -> Non
         slot_ns,
         event.finish_reason == "length",
         task.expected_tokens,
+    )
+
+
+# ------------------------------------------------------------------------ how an attempt ended
+
+
+def last_heard(record: TaskRecord) -> AttemptEnded:
+    """The report of an attempt that gives none: what was last heard of it."""
+    return AttemptEnded(
+        record.task.task_id,
+        record.attempt,
+        "",
+        "stopped",
+        slot_free=False,
+        tokens_out=record.delivered_tokens,
+        digest=record.tokens_digest,
+    )
+
+
+def failure(record: TaskRecord, error: ErrorInfo | None) -> ErrorInfo:
+    """The error to show for a failed attempt: its own or WORKER_RESET, with engine and pool filled in."""
+    if error is None:
+        error = ErrorInfo(code="WORKER_RESET", message="the engine ended the attempt without a result", retriable=True)
+    pool_id = record.served_by.pool_id if record.served_by is not None else None
+    return replace(error, engine=error.engine or record.task.engine, pool_id=error.pool_id or pool_id)
+
+
+def outcome_of(
+    event: AttemptEnded,
+    state: Literal["finished", "failed", "canceled"],
+    finish_reason: FinishReason | None = None,
+    error: ErrorInfo | None = None,
+) -> Outcome:
+    """The outcome of a task that ends with this report of its last attempt."""
+    return Outcome(
+        state=state,
+        tokens_in=event.tokens_in,
+        tokens_out=event.tokens_out,
+        tokens_cached=event.tokens_cached,
+        first_token_ms=round_ms(event.first_token_ns) if event.tokens_out and event.first_token_ns else None,
+        decode_ms=round_ms(event.decode_ns),
+        finish_reason=finish_reason,
+        stop_sequence=event.stop_sequence,
+        error=error,
     )

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from orchestrator.core import task_invariants
+from orchestrator.core.dispatch import next_of
 from orchestrator.core.flows import Flow
 from orchestrator.core.lifecycle import ON_REPLICA, is_over
 from orchestrator.core.placement import load
@@ -11,7 +13,6 @@ from orchestrator.core.records import NS_PER_MS, TaskRecord
 from orchestrator.core.replica_set import ReplicaSet
 from orchestrator.core.scheduler import Scheduler
 from orchestrator.core.state import RETENTION_KEY, State
-from orchestrator.core.submissions import SUBMISSIONS_MAX
 
 if TYPE_CHECKING:
     from orchestrator.core.placement import Replica
@@ -22,7 +23,7 @@ def check(scheduler: Scheduler) -> None:
     state = scheduler.state
     for key, record in state.tasks.items():
         assert record.task.task_id == key, f"task {record.task.task_id} is filed under {key}"
-        _check_task(record)
+        task_invariants.check(state, record)
     for home in state.sets:
         _check_queues(state, home)
         _check_replicas(state, home)
@@ -32,29 +33,6 @@ def check(scheduler: Scheduler) -> None:
     _check_retention(state)
     _check_timers(state)
     pool_invariants.check(state)
-
-
-def _check_task(record: TaskRecord) -> None:
-    name = f"task {record.task.task_id} ({record.state})"
-    assert (record.admission is None) == (record.state == "measuring"), f"{name}: admission {record.admission}"
-    assert (record.outcome is not None) == is_over(record), f"{name}: outcome {record.outcome}"
-    if record.outcome is not None:
-        assert record.outcome.state == record.state, f"{name}: outcome says {record.outcome.state}"
-    assert not record.cancels or record.state == "stopping", f"{name}: leaves cancels {record.cancels} unanswered"
-    if record.state == "measuring":
-        assert 1 <= len(record.submissions) <= SUBMISSIONS_MAX, f"{name}: {len(record.submissions)} submissions"
-        assert record.replica is not None, f"{name}: nobody measures it"
-        assert record.replica.measuring.get(record.task.task_id) is record, f"{name}: its replica does not know"
-    else:
-        assert not record.submissions, f"{name}: leaves submissions {record.submissions} unanswered"
-    if record.state in ON_REPLICA:
-        replica = record.replica
-        assert replica is not None, f"{name}: runs nowhere"
-        assert replica.state in ("ready", "aside"), f"{name}: runs on a replica that is {replica.state}"
-        assert replica.busy.get((record.task.task_id, record.attempt)) is record, f"{name}: holds no slot"
-    elif record.state != "measuring":
-        assert record.replica is None, f"{name}: still tied to a replica"
-        assert record.remaining_tokens == record.charged_tokens == 0, f"{name}: still counted as running work"
 
 
 def _check_queues(state: State, home: ReplicaSet) -> None:
@@ -83,7 +61,8 @@ def _check_queues(state: State, home: ReplicaSet) -> None:
         queued_total += len(queued)
     assert not members, f"{set_id}: tasks wait in flows that are gone"
     assert fresh_total <= home.policy.capacity, f"{set_id}: {fresh_total} wait, bound {home.policy.capacity}"
-    _check_work_conserved(home)
+    if not state.is_held:
+        _check_work_conserved(home)
     assert not home.dispatch_due, f"{set_id}: a dispatch is left over"
 
 
@@ -98,14 +77,25 @@ def _check_flow(name: str, flow: Flow[TaskRecord]) -> list[TaskRecord]:
 
 
 def _check_work_conserved(home: ReplicaSet) -> None:
-    """A task waits only for a slot, for its tenant's quota, or for room in the KV of the replicas of its side."""
-    flow = home.fairness.select()
-    if flow is None or not home.free_slots:
+    """A task waits only for a slot, for its tenant's quota, or for room in the KV of the replicas of its side.
+
+    Suspects also wait for each other, and where a flow has nothing else, the others have their turns before it: then
+    any of them may be the one whose turn it is and that finds no room.
+    """
+    if home.fairness.select() is None or not home.free_slots:
         return
-    first = flow.line.first()
-    assert first is not None, f"flow {flow.tenant} is active and empty"
-    rooms = [r for r in home.canaries.index_for(first.task.session_id).candidates() if r.has_room(first.kv_tokens)]
-    assert not rooms, f"{home.policy.set_id}: {first.task.task_id} waits, {rooms[0].replica_id} has room for it"
+    active = [flow for tier in home.tiers for flow in tier.flows.values() if flow.active]
+    selected = home.fairness.select()
+    if selected is not None and next_of(home, selected) is not None:
+        active = [selected]
+    turns = [record for record in [next_of(home, flow) for flow in active] if record is not None]
+    rooms = [(record.task.task_id, _takers(home, record)) for record in turns]
+    assert not rooms or not all(takers for _, takers in rooms), f"{home.policy.set_id}: {rooms} could start"
+
+
+def _takers(home: ReplicaSet, record: TaskRecord) -> list[str]:
+    candidates = home.canaries.index_for(record.task.session_id).candidates()
+    return [replica.replica_id for replica in candidates if replica.takes(record)]
 
 
 def _check_replicas(state: State, home: ReplicaSet) -> None:
@@ -169,8 +159,11 @@ def _check_slots(state: State) -> None:
         assert len(replica.busy) <= replica.slots, f"{replica.replica_id}: {len(replica.busy)} of {replica.slots} slots"
         for (task_id, attempt), record in replica.busy.items():
             assert state.tasks.get(task_id) is record, f"{replica.replica_id}: slot of unknown task {task_id}"
-            assert attempt <= record.attempt, f"{replica.replica_id}: slot of attempt {attempt} of {task_id}"
+            highest = max(record.attempt, record.taken_attempt)
+            assert attempt <= highest, f"{replica.replica_id}: slot of attempt {attempt} of {task_id}"
             held[task_id] = held.get(task_id, 0) + 1
+        suspects = [r.task.task_id for (_, n), r in replica.busy.items() if r.crashes and _is_present(replica, r, n)]
+        assert len(suspects) <= 1, f"{replica.replica_id}: suspects {suspects} run together"
         for task_id, record in replica.measuring.items():
             assert state.tasks.get(task_id) is record, f"{replica.replica_id}: measures unknown task {task_id}"
             assert record.state == "measuring", f"{replica.replica_id}: measures {task_id}, which is {record.state}"
@@ -178,17 +171,32 @@ def _check_slots(state: State) -> None:
         assert record.slots_held == held.get(task_id, 0), f"task {task_id}: holds {record.slots_held} slots"
 
 
+def _is_present(replica: "Replica", record: TaskRecord, attempt: int) -> bool:
+    """Whether a slot is that of the attempt which its task runs now."""
+    return record.replica is replica and record.attempt == attempt and record.state in ON_REPLICA
+
+
 def _check_quotas(state: State) -> None:
+    """What holds a slot counts. Only what is about to stop, or has, may exceed a quota: a link came back with it."""
     running: dict[str, int] = {}
+    present: dict[str, int] = {}
+    present_bytes: dict[str, int] = {}
     for replica in state.replicas.values():
-        for record in replica.busy.values():
-            running[record.quota.name] = running.get(record.quota.name, 0) + 1
+        for (_, attempt), record in replica.busy.items():
+            name = record.quota.name
+            running[name] = running.get(name, 0) + 1
+            if _is_present(replica, record, attempt):
+                present[name] = present.get(name, 0) + 1
+                present_bytes[name] = present_bytes.get(name, 0) + record.kv_bytes
     for record in state.tasks.values():
         quota = record.quota
         assert quota.running == running.get(quota.name, 0), f"tenant {quota.name}: {quota.running} counted as running"
-        most = quota.policy.max_concurrent
-        assert most is None or quota.running <= most, f"tenant {quota.name}: {quota.running} run, quota {most}"
-        assert quota.kv_bytes_max is None or quota.kv_bytes <= quota.kv_bytes_max, f"tenant {quota.name}: KV over quota"
+        most, here = quota.policy.max_concurrent, present.get(quota.name, 0)
+        assert most is None or here <= most, f"tenant {quota.name}: {here} run, quota {most}"
+        held_bytes = present_bytes.get(quota.name, 0)
+        # One by itself may be larger than all that its tenant may have.
+        fits = here <= 1 or quota.kv_bytes_max is None or held_bytes <= quota.kv_bytes_max
+        assert fits, f"tenant {quota.name}: KV over quota"
 
 
 def _check_retention(state: State) -> None:

@@ -9,9 +9,9 @@ from typing import Final
 from contracts.api import TaskState
 from orchestrator.core.records import TaskRecord
 
-#: From each state, where a task may go. `queued` follows `running` when an attempt that delivered
-#: nothing is tried again, and `stopping` when it was preempted; `canceled` follows `measuring` when
-#: the cancel overtakes the admission.
+#: From each state, where a task may go. `queued` follows `running` when an attempt was lost or is tried again,
+#: `stopping` when it was preempted or moved, and `running` follows `queued` also when a lost attempt is found to run
+#: all the same; `canceled` follows `measuring` when the cancel overtakes the admission.
 NEXT: Final[dict[TaskState, tuple[TaskState, ...]]] = {
     "measuring": ("queued", "canceled"),
     "queued": ("running", "failed", "canceled", "dropped"),

@@ -10,11 +10,11 @@ from orchestrator.core.state import State
 def outage(state: State, home: ReplicaSet) -> ErrorInfo | None:
     """Why a set admits nothing now, with a retry hint; None while it does.
 
-    It admits while a replica is Ready, and while it is a waiting room.
+    It admits while a replica is Ready, and while it is a waiting room: after a recovery each set is one.
     """
     if home.closing:
         return moved_on(home, state.now_ns)
-    if home.ready or is_waiting_room(state, home):
+    if home.ready or is_awaited(state, home) or is_waiting_room(state, home):
         return None
     loading = len(home.loading)
     why = _last_reason(state, home)
@@ -45,6 +45,14 @@ def _unserved(home: ReplicaSet, code: ErrorCode, message: str, now_ns: int) -> E
         retriable=True,
         retry_after_ms=retry_ms,
     )
+
+
+def is_awaited(state: State, home: ReplicaSet) -> bool:
+    """Whether a set has no Ready replica only because the service has just been recovered: they are on their way back.
+
+    Replicas live on without a scheduler, so nothing that is known of loading times applies to them.
+    """
+    return state.recovery_until_ns > 0 and not home.ready
 
 
 def is_waiting_room(state: State, home: ReplicaSet) -> bool:

@@ -92,6 +92,17 @@ class Replica:
         """Whether a slot is free and its KV cache can hold `kv_tokens` more."""
         return len(self.busy) < self.slots and self.kv_reserved + kv_tokens <= self.kv_capacity
 
+    def takes(self, record: TaskRecord) -> bool:
+        """Whether a task may start on it now: it has room, and a suspect finds no other suspect there."""
+        return self.has_room(record.kv_tokens) and (not record.crashes or self.suspect() is None)
+
+    def suspect(self) -> TaskRecord | None:
+        """The task that runs on it of which engines crashed before; at most one does, so that a crash convicts it."""
+        for (_, attempt), record in self.busy.items():
+            if record.crashes and record.replica is self and record.attempt == attempt:
+                return record
+        return None
+
 
 class ReplicaIndex:
     """Ready replicas by load: the fraction of slots or KV taken, then KV pressure, then distance.
@@ -206,37 +217,4 @@ def has_room_for(home: ReplicaSet, record: TaskRecord) -> bool:
     first = index.least_loaded()
     if first is None:
         return False
-    return first.has_room(record.kv_tokens) or any(each.has_room(record.kv_tokens) for each in index.candidates())
-
-
-def choose(home: ReplicaSet, record: TaskRecord, now_ns: int) -> tuple[Replica, bool] | None:
-    """(replica for the next attempt of a task, whether it still holds the session's KV); None if none suits now.
-
-    The replica that served the session's last turn wins while it holds its KV (ORCH-3009). Else the least loaded
-    one with room, on another node than an earlier attempt failed on and in a pool whose breaker is
-    closed, if there is such a one.
-    """
-    warm = home.warm_replica(record)
-    if warm is not None and warm.has_room(record.kv_tokens) and _allowed(home, warm, record, now_ns):
-        return warm, True
-    index = home.canaries.index_for(record.task.session_id)
-    first = index.least_loaded()
-    if first is None:
-        return None
-    if not record.avoid and not home.breakers and first.has_room(record.kv_tokens):
-        return first, False
-    fallback: Replica | None = None
-    for replica in index.candidates():
-        if not replica.has_room(record.kv_tokens):
-            continue
-        info = replica.info
-        elsewhere = info is None or info.node_id != record.avoid
-        if elsewhere and _allowed(home, replica, record, now_ns):
-            return replica, False
-        fallback = fallback or replica
-    return None if fallback is None else (fallback, False)
-
-
-def _allowed(home: ReplicaSet, replica: Replica, record: TaskRecord, now_ns: int) -> bool:
-    """Whether the breaker of the replica's pool lets a task of this class through."""
-    return not home.breakers or home.breakers.allows(replica.pool_id, record.task.priority, now_ns)
+    return first.takes(record) or any(each.takes(record) for each in index.candidates())

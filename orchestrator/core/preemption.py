@@ -6,10 +6,10 @@ against thrash: so many a minute in a set, so many in a task's life, and protect
 """
 
 from itertools import islice
-from typing import Final, Literal
+from typing import Final
 
-from contracts.scheduling import Pause
-from orchestrator.core import dispatch, outlook
+from contracts.scheduling import Pause, PauseCause
+from orchestrator.core import dispatch, outlook, timeouts
 from orchestrator.core.estimates import in_time_at_once, is_doomed
 from orchestrator.core.lifecycle import advance
 from orchestrator.core.records import TaskRecord
@@ -25,6 +25,7 @@ def can_rescue(state: State, record: TaskRecord) -> bool:
     home = record.home
     return (
         home.policy.preemption.mode == "hard"
+        and not state.is_held
         and not record.rescued
         and not home.preemption_rate.wait_ns(state.now_ns)
         and in_time_at_once(home, record, state.now_ns)
@@ -33,16 +34,17 @@ def can_rescue(state: State, record: TaskRecord) -> bool:
 
 
 def wake_ns(record: TaskRecord, now_ns: int) -> int:
-    """When a waiting task is to be looked at again: at its deadline, or while a slot taken for it would still help.
+    """When a waiting task is to be looked at again: at its end, or while a slot taken for it would still help.
 
     What is promised at admission may not come true: running tasks turn out longer than expected.
     """
     home = record.home
+    end_ns = timeouts.of_waiting(record)
     if home.policy.preemption.mode != "hard" or record.rescued:
-        return record.deadline_ns
+        return end_ns
     service_ns = home.predictor.service_ns(record.prompt_tokens, record.output_tokens)
     last_ns = record.deadline_ns - service_ns - service_ns // 2
-    return last_ns if last_ns > now_ns else record.deadline_ns
+    return min(end_ns, last_ns) if last_ns > now_ns else end_ns
 
 
 def rescue(state: State, record: TaskRecord) -> None:
@@ -89,6 +91,7 @@ def _may_be_stopped(victim: TaskRecord, record: TaskRecord) -> bool:
         and replica.info is not None
         and replica.info.interruptible_decode
         and replica.kv_reserved - victim.kv_tokens + record.kv_tokens <= replica.kv_capacity
+        and (not record.crashes or replica.suspect() in (None, victim))
     )
 
 
@@ -97,18 +100,24 @@ def preempted(state: State, record: TaskRecord) -> None:
     wait_again(state, record, "preempt")
 
 
-def wait_again(state: State, record: TaskRecord, cause: Literal["preempt", "drain"]) -> None:
-    """A stopped attempt's task waits again, to go on where it was, byte for byte (ORCH-3086)."""
+def wait_again(state: State, record: TaskRecord, cause: PauseCause) -> None:
+    """The task of an attempt that is over or lost waits again, to go on where it was, byte for byte (ORCH-3086)."""
+    join_again(state, record)
+    home = record.home
+    wait_ms = outlook.of_waiting(home, record, state.now_ns).start_ms
+    state.out.append(Pause(home.policy.set_id, record.task.task_id, record.attempt, wait_ms, cause))
+
+
+def join_again(state: State, record: TaskRecord) -> None:
+    """A task without its attempt takes its old place in its line, and knows what was delivered of it."""
     home = record.home
     advance(record, "queued")
     record.replica = None
     record.stop_reason = None
     if record.tokens_out > record.resume_tokens:
         record.resume_tokens, record.resume_digest = record.tokens_out, record.tokens_digest
-    # The stopped attempt is on the house: what it made is made again, and paid for then.
+    # The attempt is on the house: what it made is made again, and paid for then.
     home.correct(record, 0)
     state.timers.arm(record.task.task_id, max(record.deadline_ns, state.now_ns + 1))
     home.join(record)
     state.want_dispatch(home)
-    wait_ms = outlook.of_waiting(home, record, state.now_ns).start_ms
-    state.out.append(Pause(home.policy.set_id, record.task.task_id, record.attempt, wait_ms, cause))

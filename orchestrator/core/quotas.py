@@ -138,13 +138,16 @@ class TenantQuota:
             self.tokens.take(now_ns, used_tokens - asked_tokens)
 
     def fits(self, kv_bytes: int) -> bool:
-        """Whether a task of that much KV can ever start; if not, it is to be refused at admission."""
+        """Whether a task of that much KV is within the bound at all; if not, it is to be refused at admission."""
         return self.kv_bytes_max is None or kv_bytes <= self.kv_bytes_max
 
     def may_start(self, kv_bytes: int) -> bool:
-        """Whether a task of that much KV may start beside what runs; if not, it waits."""
+        """Whether a task of that much KV may start beside what runs; if not, it waits.
+
+        By itself it always may: nothing makes room for one that turned out to be larger than `kv_mb` once admitted.
+        """
         most = self.policy.max_concurrent
-        return (most is None or self.running < most) and self.fits(self.kv_bytes + kv_bytes)
+        return not self.running or ((most is None or self.running < most) and self.fits(self.kv_bytes + kv_bytes))
 
     def started(self, kv_bytes: int) -> None:
         """A task started and holds that much KV."""

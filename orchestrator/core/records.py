@@ -46,16 +46,19 @@ class TaskRecord:
         "fresh",
         "hands_over_to",
         "home",
+        "is_failover",
         "key",
         "kv_bytes",
         "kv_tokens",
         "losses",
+        "lost_attempt",
         "measure_until_ns",
         "moves",
         "order",
         "outcome",
         "outlook",
         "output_tokens",
+        "over_attempt",
         "preemptions",
         "progressed_ns",
         "prompt_tokens",
@@ -68,6 +71,7 @@ class TaskRecord:
         "resume_tokens",
         "served_by",
         "session",
+        "skipped",
         "slots_held",
         "start",
         "started_ns",
@@ -75,6 +79,7 @@ class TaskRecord:
         "stop_reason",
         "stop_until_ns",
         "submissions",
+        "taken_attempt",
         "task",
         "tokens_digest",
         "tokens_out",
@@ -134,13 +139,31 @@ class TaskRecord:
         self.stop_reason: StopReason | None = None
         self.stop_until_ns = 0
         self.cancels: list[int] = []
+        self._never_interrupted()
+        # from the end
+        self.outcome: Outcome | None = None
+        self.ended_ns = 0
+        self.expired = False
+
+    def _never_interrupted(self) -> None:
         # preemption
         self.preemptions = 0
         #: How often it was stopped because its replica was drained, to go on elsewhere.
         self.moves = 0
+        # failover
         #: Attempts that died with their replica, and those of them whose engine crashed.
         self.losses = 0
         self.crashes = 0
+        #: The last attempt that is known to be over, or was given up for good; one after it may still run somewhere.
+        self.over_attempt = 0
+        #: The last attempt whose tokens another one has to make again, because it was lost or its engine ended it.
+        self.lost_attempt = 0
+        #: The present attempt is such another one.
+        self.is_failover = False
+        #: The last attempt of an earlier task of this id that a replica told of, and how many numbers were passed over
+        #: for such ones.
+        self.taken_attempt = 0
+        self.skipped = 0
         self.resume_tokens = 0
         self.resume_digest = 0
         #: A slot is being taken for it.
@@ -149,10 +172,6 @@ class TaskRecord:
         self.hands_over_to: TaskRecord | None = None
         #: Of the attempts that are over; 0 once it was dropped.
         self.transcript_bytes = 0
-        # from the end
-        self.outcome: Outcome | None = None
-        self.ended_ns = 0
-        self.expired = False
 
     @property
     def determinism(self) -> str:
@@ -160,9 +179,24 @@ class TaskRecord:
         return self.task.determinism or self.home.policy.determinism
 
     @property
+    def is_open(self) -> bool:
+        """Whether the last attempt may still run, as far as is known: it does, or its replica was lost with it."""
+        return self.attempt > self.over_attempt and self.outcome is None
+
+    @property
+    def engine_ends(self) -> int:
+        """Attempts that the engine ended itself, the present one included: not those stopped, moved or lost."""
+        return self.attempt - self.skipped - self.preemptions - self.moves - self.losses
+
+    @property
+    def delivered_tokens(self) -> int:
+        """Tokens of the transcript that may have been delivered, as far as it was told: 0 means that none was."""
+        return max(self.tokens_out, self.resume_tokens)
+
+    @property
     def made_tokens(self) -> int:
         """Tokens made so far, for people: an embedding or a rerank makes none."""
-        return max(self.tokens_out, self.resume_tokens) if self.task.decodes else 0
+        return self.delivered_tokens if self.task.decodes else 0
 
     def work_of(self, chunks: int) -> int:
         """Cost tokens behind so many tokens of the transcript, each of which is a whole input where none is decoded."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from contracts.errors import ErrorCode, ErrorInfo, PolicyLabel
 
 if TYPE_CHECKING:
     from orchestrator.core.replica_set import ReplicaSet
+
+#: About what a service needs to be there again, engines that live on included.
+RESTART_RETRY_MS: Final = 5000
+#: As often a journal that failed is tried again.
+JOURNAL_RETRY_MS: Final = 1000
 
 
 def invalid(message: str, engine: str | None = None) -> ErrorInfo:
@@ -36,6 +41,30 @@ def unknown_pool(pool_id: str, known: list[str]) -> ErrorInfo:
 def conflict(pool_id: str, message: str) -> ErrorInfo:
     """CONFLICT; what is asked of a pool does not go with what it is doing."""
     return ErrorInfo(code="CONFLICT", message=f"pool {pool_id}: {message}", pool_id=pool_id, retriable=False)
+
+
+def restarting() -> ErrorInfo:
+    """POOL_UNAVAILABLE while the service is about to end; the next one takes the task (ORCH-3025)."""
+    return ErrorInfo(
+        code="POOL_UNAVAILABLE",
+        message=f"the service is being restarted; try again in {RESTART_RETRY_MS} ms",
+        retriable=True,
+        retry_after_ms=RESTART_RETRY_MS,
+    )
+
+
+def not_durable(reason: str) -> ErrorInfo:
+    """ADMISSION_REJECT while what is accepted could not be kept (ORCH-3051)."""
+    return ErrorInfo(
+        code="ADMISSION_REJECT",
+        message=(
+            f"nothing can be accepted, because the service cannot write its journal ({reason}); try again in"
+            f" {JOURNAL_RETRY_MS} ms; if that lasts, the operator has to look after its disk"
+        ),
+        retriable=True,
+        retry_after_ms=JOURNAL_RETRY_MS,
+        policy_label="reject",
+    )
 
 
 def unknown_tenant(tenant: str) -> ErrorInfo:

@@ -1,5 +1,6 @@
 """Replicas come, load, become Ready, fail and go (ORCH-3010, ORCH-3018, ORCH-3046)."""
 
+from contracts.pools import FaultKind
 from contracts.scheduling import (
     RefuseReplica,
     ReplicaLoading,
@@ -9,7 +10,7 @@ from contracts.scheduling import (
     ReplicaUnready,
 )
 from contracts.tasks import ReplicaInfo
-from orchestrator.core import attempts, submissions
+from orchestrator.core import adoption, attempts, submissions
 from orchestrator.core.placement import PRESSURE_STEP_PERMILLE, Replica
 from orchestrator.core.replica_set import ReplicaSet
 from orchestrator.core.state import State
@@ -17,11 +18,14 @@ from orchestrator.core.state import State
 
 def loading(state: State, event: ReplicaLoading) -> None:
     """A replica brings its engine up. If it was Ready, that engine is gone."""
+    state.is_back(event.replica_id)
     replica = _registered(state, event.replica_id, event.pool_id)
-    if replica is None or replica.state == "loading":
+    if replica is None:
         return
-    take_down(state, replica, "the engine is loading again")
-    begin_loading(state, replica)
+    if replica.state != "loading":
+        take_down(state, replica, "the engine is loading again")
+        begin_loading(state, replica)
+    adoption.take_ends(state, replica, event.ended)
 
 
 def ready(state: State, event: ReplicaReady) -> None:
@@ -29,17 +33,21 @@ def ready(state: State, event: ReplicaReady) -> None:
     info = event.replica
     replica = _registered(state, info.replica_id, info.pool_id)
     if replica is not None:
-        accept(state, replica, info)
+        accept(state, replica, event)
+    state.is_back(info.replica_id)
 
 
-def accept(state: State, replica: Replica, info: ReplicaInfo) -> str | None:
-    """Let a replica serve; one that must not is removed and told so, and why is returned."""
-    if replica.state in ("ready", "aside") and replica.info == info:
+def accept(state: State, replica: Replica, event: ReplicaReady) -> str | None:
+    """Let a replica serve, and go on with what it runs; one that must not is removed and told so: why is returned."""
+    info = event.replica
+    is_up = replica.state in ("ready", "aside")
+    if is_up and replica.info == info and not (event.running or event.ended):
         return None
+    if is_up:
+        same = replica.info == info
+        take_down(state, replica, "its link was made anew" if same else "the engine was replaced")
     home = replica.home
-    if replica.state in ("ready", "aside"):
-        take_down(state, replica, "the engine was replaced")
-    reason = mismatch(home, info) or _shared_gpu(state, info)
+    reason = mismatch(home, info) or _shared_gpu(state, info) or adoption.contradiction(state, event)
     if reason is not None:
         refuse(state, replica, reason)
         return reason
@@ -55,13 +63,14 @@ def accept(state: State, replica: Replica, info: ReplicaInfo) -> str | None:
     home.came_up(replica)
     if info.keeps_kv:
         state.residency.add_replica(info.replica_id, replica.kv_capacity)
+    adoption.take_up(state, replica, event)
     state.want_dispatch(home)
     return None
 
 
-def refuse(state: State, replica: Replica, reason: str) -> None:
+def refuse(state: State, replica: Replica, reason: str, kind: FaultKind = "refused") -> None:
     """A registered replica must not serve: it is removed, and told so."""
-    remove(state, replica, reason)
+    remove(state, replica, reason, kind)
     state.out.append(RefuseReplica(replica.home.policy.set_id, replica.replica_id, reason))
 
 
@@ -75,7 +84,7 @@ def unready(state: State, event: ReplicaUnready) -> None:
         replica.state = "unready"
         replica.home.pool_reasons[replica.pool_id] = event.reason
     else:
-        take_down(state, replica, event.reason)
+        take_down(state, replica, event.reason, event.kind)
     replica.reason = event.reason
 
 
@@ -195,16 +204,19 @@ def _registered(state: State, replica_id: str, pool_id: str) -> Replica | None:
     return replica
 
 
-def remove(state: State, replica: Replica, reason: str) -> None:
-    """Forget a replica; what it was running ends as lost."""
+def remove(state: State, replica: Replica, reason: str, kind: FaultKind = "actor") -> None:
+    """Forget a replica; what it was running is lost."""
     del state.replicas[replica.replica_id]
     if replica.state == "loading":
         del replica.home.loading[replica.replica_id]
-    take_down(state, replica, reason)
+    take_down(state, replica, reason, kind)
 
 
-def take_down(state: State, replica: Replica, reason: str) -> None:
-    """Stop counting on a replica: out of the index first, so that nothing goes back to it."""
+def take_down(state: State, replica: Replica, reason: str, kind: FaultKind = "actor") -> None:
+    """Stop counting on a replica: out of the index first, so that nothing goes back to it.
+
+    `kind` says whether what it was running may be what ended it.
+    """
     home = replica.home
     home.pool_reasons[replica.pool_id] = reason
     was_up = replica.state in ("ready", "aside")
@@ -213,7 +225,7 @@ def take_down(state: State, replica: Replica, reason: str) -> None:
         return
     home.went_down(replica)
     state.residency.remove_replica(replica.replica_id)
-    attempts.replica_gone(state, replica, reason)
+    attempts.replica_gone(state, replica, reason, kind)
     replica.went_down()
     _measure_elsewhere(state, replica)
     # With one side gone its sessions are the other side's, which may have slots free.

@@ -57,6 +57,20 @@ class Retention:
         self._drop(record)
         return record
 
+    def discard(self, record: TaskRecord) -> None:
+        """A kept task goes before its time; O(n), and it happens only when a journal fails."""
+        self._ended.remove(record)
+        size_bytes = record.transcript_bytes
+        if not size_bytes:
+            return
+        if self._is_large(record):
+            self._large.remove(record)
+            self._large_bytes -= size_bytes
+        else:
+            self._small.remove(record)
+        self.bytes -= size_bytes
+        record.transcript_bytes = 0
+
     def drop_transcript(self) -> TaskRecord | None:
         """A kept task whose transcript must go now, and does: the oldest of the large ones or of the others."""
         if self.bytes <= self._bytes_max:

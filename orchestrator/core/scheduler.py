@@ -5,29 +5,47 @@ The same events with the same times give the same commands, in every process.
 
 from contracts.api import TaskStatus
 from contracts.control import EngineCapability, PoolHealth, ReplicaSetStatus
+from contracts.journal import Record
 from contracts.policies import SchedulerConfig, SetPolicy
-from contracts.pools import ReplicaOrder
+from contracts.pools import ReplicaOrder, ReplicaPlaced
 from contracts.scheduling import (
     AnswerClose,
     AnyCommand,
     AnyEvent,
     AttemptEnded,
     CancelRequested,
+    JournalFailed,
+    JournalRestored,
     PromptMeasured,
     ReplicaLoading,
     ReplicaLost,
     ReplicaReady,
     ReplicaReported,
     ReplicaUnready,
+    ServiceRecovered,
     SessionCloseRequested,
     SetTimer,
+    ShutdownRequested,
     SlotReleased,
     TaskSubmitted,
     TimerFired,
+    TokensDiverged,
     TokensProgressed,
 )
 from contracts.tasks import Outcome, TaskInfo
-from orchestrator.core import attempts, cancels, dispatch, replicas, submissions, view, watchdog
+from orchestrator.core import (
+    attempts,
+    cancels,
+    dispatch,
+    journal,
+    recovery,
+    replicas,
+    shutdown,
+    storage,
+    submissions,
+    view,
+    watchdog,
+)
 from orchestrator.core.pools import capabilities, due, events, health, members
 from orchestrator.core.state import State
 from orchestrator.core.view import SessionView, StartedView
@@ -50,6 +68,8 @@ class Scheduler:
         # 1. Take in what happened.
         self._handle(event)
         # 2. Act on what has become due.
+        if 0 < state.timers.service_ns <= state.now_ns:
+            recovery.due(state)
         watchdog.expire(state)
         # 3. Go on with what pools are about to do, and start whatever can start.
         if state.pools.touched or state.pools.watched:
@@ -61,7 +81,9 @@ class Scheduler:
             # A task that could not start any more may have been the last that a drain waited for.
             due.settle(state)
             dispatch.dispatch(state)
-        # 4. Forget what is not to be kept any longer.
+        # 4. Forget what is not to be kept any longer, and let the service end if it is to.
+        if state.is_ending:
+            shutdown.settle(state)
         if state.trim_due:
             state.trim_results()
         # 5. Ask to be woken for what becomes due next.
@@ -78,6 +100,9 @@ class Scheduler:
             submissions.submitted(state, event)
         elif isinstance(event, AttemptEnded):
             attempts.ended(state, event)
+            if event.result == "failed":
+                # It may be tried again without a word to anybody; that the attempt is over is kept all the same.
+                state.changes.task(event.task_id)
         elif isinstance(event, TokensProgressed):
             attempts.progressed(state, event)
         elif isinstance(event, SlotReleased):
@@ -97,20 +122,53 @@ class Scheduler:
         state = self.state
         if isinstance(event, ReplicaReported):
             replicas.reported(state, event)
-        elif events.handled(state, event):
             return
+        if isinstance(event, ReplicaReady):
+            recovery.first_ready(state, event.replica)
+        if events.handled(state, event):
+            self._note(event)
         elif isinstance(event, ReplicaLoading):
             replicas.loading(state, event)
         elif isinstance(event, ReplicaReady):
             replicas.ready(state, event)
+            self._note(event)
         elif isinstance(event, ReplicaUnready):
             replicas.unready(state, event)
         elif isinstance(event, ReplicaLost):
             replicas.lost(state, event)
+        else:
+            self._handle_service(event)
+
+    def _note(self, event: AnyEvent) -> None:
+        """What no command tells the journal: where a replica was placed, and which attempts it took along."""
+        if isinstance(event, ReplicaPlaced):
+            member = self.state.pools.members.get(event.replica_id)
+            if member is not None:
+                self.state.changes.pool(member.pool.policy.pool_id)
+        elif isinstance(event, ReplicaReady):
+            for attempt in event.running:
+                self.state.changes.task(attempt.task_id)
+
+    def _handle_service(self, event: AnyEvent) -> None:
+        state = self.state
+        if isinstance(event, TokensDiverged):
+            attempts.diverged(state, event)
+        elif isinstance(event, JournalFailed):
+            storage.failed(state, event)
+        elif isinstance(event, JournalRestored):
+            storage.restored(state)
+        elif isinstance(event, ShutdownRequested):
+            shutdown.requested(state, event)
+        elif isinstance(event, ServiceRecovered):
+            recovery.recover(state, event)
 
     def _close_session(self, event: SessionCloseRequested) -> None:
         found = self.state.sessions.close(event.tenant, event.session_id)
         self.state.out.append(AnswerClose("", event.request, found))
+
+    def records(self, commands: list[AnyCommand]) -> list[Record]:
+        """What has to be durable before anybody hears of the last step, which gave `commands` (ORCH-3051)."""
+        return journal.records(self.state, commands)
 
     # ------------------------------------------------------------------ reading
 
@@ -157,6 +215,11 @@ class Scheduler:
             if home.policy.set_id == set_id:
                 return home.tier_of[priority].waiting
         raise KeyError(set_id)
+
+    def depth_of(self, task_id: str, tenant: str) -> int | None:
+        """Admitted tasks that wait where this one belongs; None if it is unknown or another tenant's."""
+        record = view.find(self.state, task_id, tenant)
+        return None if record is None else record.home.tier_of[record.task.priority].waiting
 
     def shares(self) -> list[tuple[str, str, str, float]]:
         """(set id, class, tenant, share) per flow: its part of the tokens its set started of late (ORCH-3076)."""

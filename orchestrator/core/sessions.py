@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
+from contracts.journal import KeptSession
 from contracts.policies import BudgetPolicy, SessionPolicy
 from contracts.tasks import Budgets
+from orchestrator.core.changes import Changes
 from orchestrator.core.records import NS_PER_MS
 from orchestrator.core.residency import Residency, SessionKey
 
@@ -57,9 +59,9 @@ class Sessions:
     Their number stays within `sessions_max`, except that sessions with live tasks are never dropped.
     """
 
-    __slots__ = ("_bounded", "_idle", "_policy", "_residency", "_sessions", "_sweep_ns", "_ttl_ns")
+    __slots__ = ("_bounded", "_changes", "_idle", "_policy", "_residency", "_sessions", "_sweep_ns", "ttl_ns")
 
-    def __init__(self, policy: SessionPolicy, residency: Residency) -> None:
+    def __init__(self, policy: SessionPolicy, residency: Residency, changes: Changes) -> None:
         _check("ttl_ms", policy.ttl_ms, 1)
         _check("turns_max", policy.turns_max, 1)
         _check("sessions_max", policy.sessions_max, 1)
@@ -68,7 +70,8 @@ class Sessions:
         _check("budget cost_micros", policy.budget.cost_micros, 0)
         self._policy = policy
         self._residency = residency
-        self._ttl_ns = policy.ttl_ms * NS_PER_MS
+        self._changes = changes
+        self.ttl_ns = policy.ttl_ms * NS_PER_MS
         budget = policy.budget
         self._bounded = not (budget.tokens is None and budget.time_ms is None and budget.cost_micros is None)
         #: No session expires before this.
@@ -104,9 +107,13 @@ class Sessions:
             return None
         return session
 
+    def known(self, key: SessionKey) -> Session | None:
+        """The session as it is kept, its time over or not; None: there is none."""
+        return self._sessions.get(key)
+
     def ttl_left_ns(self, now_ns: int, session: Session) -> int:
         """How long the session would live on without a task; it does not age while one is live."""
-        return self._ttl_ns if session.live else session.last_ns + self._ttl_ns - now_ns
+        return self.ttl_ns if session.live else session.last_ns + self.ttl_ns - now_ns
 
     def close(self, tenant: str, session_id: str) -> bool:
         """End the session; False: there is none, or it is closing already.
@@ -119,6 +126,7 @@ class Sessions:
             return False
         if session.live:
             session.closing = True
+            self._changes.session(session.key)
             self._give_up_kv(session)
         else:
             self._drop(session)
@@ -130,11 +138,11 @@ class Sessions:
             return
         for _ in range(EXPIRED_PER_SWEEP):
             if not self._idle:
-                self._sweep_ns = now_ns + self._ttl_ns
+                self._sweep_ns = now_ns + self.ttl_ns
                 return
             oldest = next(iter(self._idle.values()))
             if self.ttl_left_ns(now_ns, oldest) > 0:
-                self._sweep_ns = oldest.last_ns + self._ttl_ns
+                self._sweep_ns = oldest.last_ns + self.ttl_ns
                 return
             self._drop(oldest)
 
@@ -217,6 +225,35 @@ class Sessions:
             session.replica_id = replica_id
             self._residency.touch(replica_id, session.key, kv_tokens)
 
+    # -- recovery
+
+    def restore(self, now_ns: int, kept: KeptSession, *, is_needed: bool) -> None:
+        """Take up a session that an earlier scheduler kept, the one used longest ago first.
+
+        One whose time is over is left out, unless `is_needed` by a task of it that lives: then `resume` follows.
+        """
+        if not is_needed and (kept.closing or kept.until_ns <= now_ns or kept.last_ns + self.ttl_ns <= now_ns):
+            return
+        session = Session((kept.tenant, kept.session_id), min(now_ns, kept.last_ns))
+        session.turns = kept.turns
+        session.used_tokens = kept.used_tokens
+        session.used_ns = kept.used_ns
+        session.used_micros = kept.used_micros
+        session.closing = kept.closing
+        self._sessions[session.key] = session
+        if not is_needed:
+            self._idle[session.key] = session
+            self._make_room()
+
+    def resume(self, now_ns: int, tenant: str, session_id: str, asked_tokens: int) -> Session:
+        """A task that was admitted before lives in the session, which is as it was when it was kept."""
+        key = (tenant, session_id)
+        session = self._sessions.get(key)
+        if session is None:
+            session = self._sessions[key] = Session(key, now_ns)
+        self.reserve(session, asked_tokens)
+        return session
+
     # -- parts
 
     def _refresh(self, now_ns: int, session: Session) -> None:
@@ -233,6 +270,7 @@ class Sessions:
         self._residency.forget(session.key)
         self._idle.pop(session.key, None)
         del self._sessions[session.key]
+        self._changes.session(session.key)
 
     def _make_room(self) -> None:
         """The oldest go first; the last one is what a task is just starting or ending in."""

@@ -4,6 +4,7 @@ from contracts.errors import ErrorInfo
 from contracts.policies import SchedulerConfig
 from contracts.scheduling import Admit, AnswerCancel, AnyCommand, DropTranscript, Finish, Forget, Reject
 from contracts.tasks import Outcome
+from orchestrator.core.changes import Changes
 from orchestrator.core.flows import Flow
 from orchestrator.core.lifecycle import advance
 from orchestrator.core.placement import Replica
@@ -28,12 +29,14 @@ class State:
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self.residency = Residency()
+        #: What changed in this step of what is kept.
+        self.changes = Changes()
         #: Grows and shrinks as pools are given other models.
         self.sets = [ReplicaSet(policy, self.residency) for policy in config.sets]
         self.set_of_pool = {pool_id: home for home in self.sets for pool_id in home.policy.pool_ids}
         self.routes = Routes()
         self.quotas = Quotas(config)
-        self.sessions = Sessions(config.sessions, self.residency)
+        self.sessions = Sessions(config.sessions, self.residency, self.changes)
         self.tasks: dict[str, TaskRecord] = {}
         self.replicas: dict[str, Replica] = {}
         self.timers = Timers()
@@ -48,10 +51,24 @@ class State:
         self._sequence = 0
         #: After a recovery: replicas that may still run what was kept. Nothing is started while any is awaited.
         self.awaited: dict[str, None] = {}
+        #: The tasks that each of them may run, and those whose replica told that by now: some were not taken up.
+        self.awaited_tasks: dict[str, list[str]] = {}
+        self.told_tasks: list[str] = []
+        #: All of them are back, and what waited for that is still to be dealt with.
+        self.hold_over = False
+        #: Until when they are waited for, and every set is a waiting room; 0: there was no recovery, or it is over.
+        self.recovery_until_ns = 0
+        #: Live tasks that started, of which nobody knows what they delivered, and that cannot be made again.
+        self.unsure: dict[str, None] = {}
         #: Why nothing can be made durable at present.
         self.journal_down = ""
+        #: Tasks given up since their admission could not be made durable, until they are forgotten.
+        self.undone: dict[str, None] = {}
         #: The service is about to end: nothing is admitted or started any more.
         self.is_ending = False
+        #: Who waits for that, and until when at most; 0: nobody does.
+        self.ending_requests: list[int] = []
+        self.ending_until_ns = 0
         self.pools = Pools()
         generations.start(self, config)
 
@@ -60,11 +77,17 @@ class State:
         if now_ns > self.now_ns:
             self.now_ns = now_ns
         self.out = []
+        if self.changes.any:
+            self.changes.clear()
 
     def next_sequence(self) -> int:
         """A number above all given before; breaks ties."""
         self._sequence += 1
         return self._sequence
+
+    def number_after(self, sequence: int) -> None:
+        """All numbers given from now on are above this one, too."""
+        self._sequence = max(self._sequence, sequence)
 
     def want_dispatch(self, home: ReplicaSet) -> None:
         """Something changed that may let a task of this set start."""
@@ -74,14 +97,23 @@ class State:
 
     @property
     def is_held(self) -> bool:
-        """Whether no task may be started now."""
-        return self.is_ending or bool(self.awaited)
+        """Whether no task may be started now. A start that cannot be made durable would wait at the shell."""
+        return self.is_ending or bool(self.awaited) or self.hold_over or bool(self.journal_down)
 
     def is_back(self, replica_id: str) -> None:
         """A replica told what it runs, or will not come back: it is awaited no longer."""
-        if self.awaited.pop(replica_id, replica_id) is None and not self.awaited:
-            for home in self.sets:
-                self.want_dispatch(home)
+        if self.awaited.pop(replica_id, replica_id) is None:
+            self.told_tasks += self.awaited_tasks.pop(replica_id, ())
+            self.hold_over = not self.awaited
+            # Whether it is idle is known now.
+            self.pools.touched = True
+            # Before this step ends, `recovery.due` has the rest to do.
+            self.timers.service_ns = self.now_ns
+
+    def set_alarm(self) -> None:
+        """The service's own instants changed: be woken at the earlier one."""
+        instants = [at_ns for at_ns in (self.recovery_until_ns, self.ending_until_ns) if at_ns]
+        self.timers.service_ns = min(instants, default=0)
 
     # ------------------------------------------------------------------ answers
 
@@ -120,7 +152,7 @@ class State:
         record.ended_ns = self.now_ns
         # An attempt whose transcript never came leaves that of one before it.
         record.transcript_bytes = max(record.transcript_bytes, transcript_bytes)
-        record.replica = None
+        record.replica = record.stop_reason = None
         set_id = record.home.policy.set_id
         self.timers.disarm(record.task.task_id)
         self.out.append(Finish(set_id, record.task.task_id, outcome))
@@ -128,7 +160,13 @@ class State:
         for request in record.cancels:
             self.out.append(AnswerCancel(set_id, request, found=True))
         record.cancels.clear()
-        self.retention.keep(record)
+        if record.expired:
+            # Its admission was undone: nobody was told of it, and its session's books are the last of it.
+            if record.session is not None:
+                self.changes.session(record.session.key)
+            self.forget_if_over(record)
+        else:
+            self.retention.keep(record)
         # A drain may have waited for it.
         self.pools.touched = self.pools.touched or self.pools.watched
         self.trim_due = True
@@ -152,4 +190,6 @@ class State:
         """Forget an expired task, once no engine slot is occupied by it any more."""
         if record.expired and not record.slots_held:
             del self.tasks[record.task.task_id]
+            if self.undone:
+                self.undone.pop(record.task.task_id, None)
             self.out.append(Forget(record.home.policy.set_id, record.task.task_id))

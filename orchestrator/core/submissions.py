@@ -28,8 +28,8 @@ def submitted(state: State, event: TaskSubmitted) -> None:
     if known is not None:
         _submitted_again(state, known, event)
         return
-    # 2. Served here, and within the context?
-    home = state.routes.find(task)
+    # 2. Is anything accepted, served here, and within the context?
+    home = admission.check_service(state) or state.routes.find(task)
     if isinstance(home, ErrorInfo):
         state.reject("", submission, task.task_id, home)
         return
@@ -50,7 +50,7 @@ def submitted(state: State, event: TaskSubmitted) -> None:
     # With no replica to count it, as when the pool is scaled to zero, the estimate has to do: the engine
     # refuses a prompt that turns out too long.
     measure = bool(home.ready) and admission.must_be_measured(task)
-    if not _let_in(state, record, needs_place=measure or not home.starts_at_once(record)):
+    if not _let_in(state, record, needs_place=measure or state.is_held or not home.starts_at_once(record)):
         return
     # 5. It is in, unless its prompt turns out too long.
     state.tasks[task.task_id] = record
@@ -82,6 +82,9 @@ def _let_in(state: State, record: TaskRecord, *, needs_place: bool) -> bool:
         error = deadlines.refusal(home, record, now_ns)
         # A slot taken for it helps a task that is late itself, not those that it would make late.
         if error is not None and deadlines.is_late(home, record) and preemption.can_rescue(state, record):
+            error = None
+        # When its replicas are back it starts much sooner than it looks now.
+        if error is not None and outages.is_awaited(state, home):
             error = None
     if error is not None:
         for submission in record.submissions:
@@ -159,6 +162,10 @@ def _submitted_again(state: State, known: TaskRecord, event: TaskSubmitted) -> N
     if task.tenant != known.task.tenant or task.body_digest != known.task.body_digest:
         # The set's id is left out: another tenant's task must not show in the answer.
         state.reject("", event.submission, task.task_id, refusals.id_conflict(task.task_id))
+    elif task.task_id in state.undone:
+        state.reject(
+            set_id, event.submission, task.task_id, refusals.not_durable(state.journal_down or "it just failed")
+        )
     elif known.state != "measuring":
         state.admit_again(known, event.submission)
     elif len(known.submissions) < SUBMISSIONS_MAX:
@@ -173,7 +180,7 @@ def measured(state: State, event: PromptMeasured) -> None:
     record = state.tasks.get(event.task_id)
     if record is None or record.state != "measuring" or record.order != event.measurement:
         return
-    error = event.error or admission.check_measured(record.task, event.prompt_tokens)
+    error = event.error or admission.check_measured(record.task, event.prompt_tokens) or admission.check_service(state)
     if error is not None:
         withdraw(state, record, error)
         return
@@ -201,7 +208,7 @@ def measure_somewhere(state: State, record: TaskRecord) -> None:
     """Have the least loaded Ready replica count the prompt; without one, the task waits for one or is refused."""
     replica = record.home.canaries.index_for(record.task.session_id).least_loaded()
     if replica is None:
-        error = outages.outage(state, record.home)
+        error = admission.check_service(state) or outages.outage(state, record.home)
         if error is None:
             _admit_measured(state, record)
         else:

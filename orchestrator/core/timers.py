@@ -18,6 +18,8 @@ class Timers:
         self._armed: dict[str, tuple[int, int, str]] = {}
         self._sequence = 0
         self._alarm_ns: int | None = None
+        #: An instant of the service itself, which has no key; 0: there is none.
+        self.service_ns = 0
 
     def __len__(self) -> int:
         return len(self._armed)
@@ -84,11 +86,19 @@ class Timers:
         An alarm that is too early is left alone: it rings, nothing is due, the next one is set. That
         is one wake-up too many instead of a command for every step that moves the earliest back.
         """
-        alarm_ns = self._alarm_ns
+        alarm_ns, service_ns = self._alarm_ns, self.service_ns
         # Nothing is earlier than the front of the heap, stale or not.
-        if alarm_ns is not None and now_ns < alarm_ns and (not self._heap or alarm_ns <= self._heap[0][0]):
+        if (
+            alarm_ns is not None
+            and now_ns < alarm_ns
+            and (not service_ns or alarm_ns <= service_ns)
+            and (not self._heap or alarm_ns <= self._heap[0][0])
+        ):
             return None
         earliest_ns = self.earliest_ns()
+        if service_ns and (earliest_ns is None or service_ns < earliest_ns):
+            # One that is due by now came up too late in the step to be acted on in it.
+            earliest_ns = max(service_ns, now_ns + 1)
         if earliest_ns is None or (alarm_ns is not None and now_ns < alarm_ns <= earliest_ns):
             return None
         self._alarm_ns = earliest_ns

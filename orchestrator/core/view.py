@@ -13,7 +13,10 @@ from orchestrator.core.state import State
 
 
 class StartedView(Struct, frozen=True):
-    """What a stream tells when its task runs (ORCH-3029). Position and prediction are those told at admission."""
+    """What a stream tells when its task runs (ORCH-3029). Position and prediction are those told at admission.
+
+    `failover`: the attempt makes the tokens of one again that died, on an engine that never saw the task (ORCH-3009).
+    """
 
     task_id: str
     attempt: int
@@ -28,6 +31,7 @@ class StartedView(Struct, frozen=True):
     preempted: bool
     budgets: Budgets | None
     determinism: str = "strict"
+    failover: bool = False
 
 
 class SessionView(Struct, frozen=True):
@@ -73,7 +77,7 @@ def status(state: State, now_ns: int, record: TaskRecord) -> TaskStatus:
         why=why(record),
         on_time_probability=None if is_over(record) else on_time(state, now_ns, record),
         preempted=record.preemptions > 0,
-        resumable=record.preemptions + record.moves > 0 and not is_over(record),
+        resumable=(record.preemptions + record.moves + record.lost_attempt > 0) and not is_over(record),
     )
     if outcome is None:
         return so_far
@@ -105,6 +109,10 @@ def why(record: TaskRecord) -> str:
     paused = "preempted by a task of a higher class; " if record.preemptions else ""
     if record.moves:
         paused += "moved off a drained replica; "
+    if record.lost_attempt and record.lost_attempt == record.attempt:
+        paused += "its last attempt was lost; "
+    if record.crashes:
+        paused += f"kept apart from other such tasks, since {record.crashes} of its attempts ended in a crash; "
     if record.home.closing:
         paused += f"{record.home.closing}, what was admitted before is still served; "
     policy = record.home.policy
@@ -137,10 +145,11 @@ def started(state: State, now_ns: int, record: TaskRecord) -> StartedView | None
         queue_depth=record.home.tier_of[record.task.priority].waiting,
         time_budget_remaining_ms=max(0, record.deadline_ns - max(now_ns, state.now_ns)) // NS_PER_MS,
         on_time_probability=1.0 if chance is None else chance,
-        kv_warmth=record.start is not None and record.start.warm,
+        kv_warmth=record.start is not None and record.start.warm and not record.is_failover,
         preempted=record.preemptions > 0,
         budgets=state.sessions.budgets(record.session),
         determinism=record.determinism,
+        failover=record.is_failover,
     )
 
 

@@ -3,11 +3,16 @@
 Each live task has one wake-up, for whatever can time out in its state.
 """
 
+from typing import Final
+
 from contracts.tasks import Outcome
-from orchestrator.core import attempts, dispatch, endings, preemption, submissions
+from orchestrator.core import attempts, dispatch, endings, failover, preemption, submissions, timeouts
 from orchestrator.core.pools.records import POOLS_KEY
 from orchestrator.core.records import NS_PER_MS, TaskRecord
 from orchestrator.core.state import RETENTION_KEY, State
+
+#: How often a task whose time is up is looked at while the replica that may run it is still awaited.
+AWAITED_NS: Final = 100 * NS_PER_MS
 
 
 def expire(state: State) -> None:
@@ -24,26 +29,30 @@ def expire(state: State) -> None:
 def _wake(state: State, record: TaskRecord) -> None:
     if record.state == "measuring":
         submissions.measuring_timed_out(state, record)
-    elif record.state == "queued" and state.now_ns < record.deadline_ns:
-        preemption.rescue(state, record)
-        state.timers.arm(record.task.task_id, record.deadline_ns)
     elif record.state == "queued":
-        record.home.leave(record)
-        outcome = Outcome("failed", tokens_out=record.resume_tokens, error=dispatch.too_late(record))
-        endings.end_unserved(state, record, outcome)
+        _wake_waiting(state, record)
     elif record.state == "running":
-        _watch(state, record)
+        at_ns, reason = timeouts.of_attempt(record)
+        if at_ns <= state.now_ns:
+            dispatch.stop(state, record, reason)
+        else:
+            state.timers.arm(record.task.task_id, at_ns)
     elif record.state == "stopping":
         attempts.stop_timed_out(state, record)
 
 
-def _watch(state: State, record: TaskRecord) -> None:
-    policy = record.home.policy
-    wall_ns = record.started_ns + policy.wall_timeout_ms * NS_PER_MS
-    idle_ns = record.progressed_ns + policy.idle_timeout_ms * NS_PER_MS
-    if wall_ns <= state.now_ns:
-        dispatch.stop(state, record, "wall")
-    elif idle_ns <= state.now_ns:
-        dispatch.stop(state, record, "idle")
+def _wake_waiting(state: State, record: TaskRecord) -> None:
+    """A waiting task ends when its time is up; before that a slot may be taken for it."""
+    if failover.is_awaited(state, record):
+        # It may run, and be done in time.
+        state.timers.arm(record.task.task_id, max(record.deadline_ns, state.now_ns + AWAITED_NS))
+    elif record.deadline_ns <= state.now_ns:
+        record.home.leave(record)
+        error = failover.too_late(state, record)
+        endings.end_unserved(state, record, Outcome("failed", tokens_out=record.resume_tokens, error=error))
+    elif timeouts.of_waiting(record) <= state.now_ns:
+        record.home.leave(record)
+        endings.end_unserved(state, record, timeouts.waited_out(state, record))
     else:
-        state.timers.arm(record.task.task_id, min(wall_ns, idle_ns))
+        preemption.rescue(state, record)
+        state.timers.arm(record.task.task_id, timeouts.of_waiting(record))

@@ -5,7 +5,10 @@ from typing import Final, TypeVar, get_args
 import msgspec
 
 from contracts import api
+from orchestrator.ingress.body_deadlines import BodyDeadlines, BodyTooSlow
 from orchestrator.ingress.errors import refuse
+from orchestrator.ingress.http import BodyTooLarge, Request
+from orchestrator.ingress.settings import IngressSettings
 
 Body = TypeVar("Body")
 
@@ -17,6 +20,27 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "role": get_args(api.Role),
     "kv_hint": ("reuse", "cold"),
 }
+
+
+class Bodies:
+    """Reads bodies within the limits of an app."""
+
+    def __init__(self, settings: IngressSettings) -> None:
+        self._max_bytes = settings.body_max_bytes
+        self._deadlines = BodyDeadlines(settings.request_timeout_ms)
+
+    async def read(self, request: Request) -> bytes:
+        """The request's body. Raises OrchError PAYLOAD_TOO_LARGE or INVALID_PARAMS, or ClientGone."""
+        try:
+            return await self._deadlines.within(lambda: request.read_body(self._max_bytes))
+        except BodyTooLarge:
+            message = f"The body is over {self._max_bytes} bytes. Send a shorter one."
+            raise refuse("PAYLOAD_TOO_LARGE", message) from None
+        except BodyTooSlow:
+            # The rest of it would be taken for the next request.
+            request.closing = True
+            message = f"The body did not arrive within {self._deadlines.timeout_ms} ms. Send it without pauses."
+            raise refuse("INVALID_PARAMS", message) from None
 
 
 def read_json(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:

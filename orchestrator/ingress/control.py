@@ -14,9 +14,10 @@ from contracts.api import API_VERSION
 from contracts.control import Capabilities, DrainRequest, PoolHealth, ReloadRequest
 from contracts.errors import OrchError
 from contracts.gateway import POOL_ID_PATTERN, PoolAccepted, PoolGateway
-from orchestrator.ingress.bodies import Body, read_json
+from orchestrator.ingress.bodies import Bodies, Body, read_json
 from orchestrator.ingress.errors import refuse
-from orchestrator.ingress.http import BodyTooLarge, Handler, ItemHandler, Reply, Request
+from orchestrator.ingress.http import Reply, Request
+from orchestrator.ingress.routes import ItemRoute, Route
 
 _log = structlog.get_logger(__name__)
 _encode = msgspec.json.Encoder().encode
@@ -29,23 +30,22 @@ POOLS: Final = "/v1/pools"
 
 
 class ControlPlane:
-    """Handlers of the control plane's paths. Every key that is known may use them, as on the data plane."""
+    """Handlers of the control plane's paths: `observe` to look, `operate` to change, any key for capabilities."""
 
-    def __init__(self, gateway: PoolGateway, body_max_bytes: int) -> None:
+    def __init__(self, gateway: PoolGateway, bodies: Bodies) -> None:
         self._gateway = gateway
-        self._body_max_bytes = body_max_bytes
-        self.routes: dict[str, dict[str, Handler]] = {
-            POOLS: {"GET": self._pools},
-            "/v1/replicasets": {"GET": self._replica_sets},
-            "/v1/capabilities": {"GET": self._capabilities},
+        self._bodies = bodies
+        self.routes: dict[str, dict[str, Route]] = {
+            POOLS: {"GET": Route(self._pools, "observe")},
+            "/v1/replicasets": {"GET": Route(self._replica_sets, "observe")},
+            "/v1/capabilities": {"GET": Route(self._capabilities)},
         }
-        #: By the path before the id and the action behind it.
-        self.item_routes: dict[tuple[str, str], dict[str, ItemHandler]] = {
-            (POOLS, "health"): {"GET": self._health},
-            (POOLS, "drain"): {"POST": self._drain},
-            (POOLS, "reload"): {"POST": self._reload},
-            (POOLS, "promote"): {"POST": self._promote},
-            (POOLS, "rollback"): {"POST": self._rollback},
+        self.item_routes: dict[tuple[str, str], dict[str, ItemRoute]] = {
+            (POOLS, "health"): {"GET": ItemRoute(self._health, "observe")},
+            (POOLS, "drain"): {"POST": ItemRoute(self._drain, "operate")},
+            (POOLS, "reload"): {"POST": ItemRoute(self._reload, "operate")},
+            (POOLS, "promote"): {"POST": ItemRoute(self._promote, "operate")},
+            (POOLS, "rollback"): {"POST": ItemRoute(self._rollback, "operate")},
         }
 
     async def _pools(self, _request: Request) -> Reply:
@@ -86,10 +86,7 @@ class ControlPlane:
         return Reply(200, _encode(await versioned_capabilities(self._gateway)))
 
     async def _read(self, request: Request, decoder: msgspec.json.Decoder[Body]) -> Body:
-        try:
-            return read_json(decoder, await request.read_body(self._body_max_bytes))
-        except BodyTooLarge:
-            raise refuse("PAYLOAD_TOO_LARGE", f"The body is over {self._body_max_bytes} bytes.") from None
+        return read_json(decoder, await self._bodies.read(request))
 
     async def _accept(self, request: Request, action: str, pool_id: str, work: Awaitable[None]) -> Reply:
         accepted = await accept(action, pool_id, work, request.tenant, request.client, request.correlation_id)

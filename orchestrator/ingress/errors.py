@@ -1,7 +1,7 @@
 """Errors that the ingress itself finds, and how any `ErrorInfo` becomes an HTTP reply (ORCH-2006, OC-CTRL-2030)."""
 
 import math
-import traceback
+import sys
 from typing import Final
 
 import msgspec
@@ -9,6 +9,7 @@ import structlog
 
 from contracts.errors import HTTP_STATUS, ErrorCode, ErrorInfo, OrchError
 from orchestrator.ingress.http import JSON, Headers, Reply
+from orchestrator.tracebacks import without_texts
 
 #: Told with a 429 or 503 for which the scheduler could not compute a time.
 RETRY_DEFAULT_MS: Final = 1_000
@@ -32,8 +33,8 @@ def internal() -> ErrorInfo:
 
 
 def log_failure(event: str, **fields: str) -> None:
-    """Log the exception at hand as text: renderers that show local variables would show prompts (OC-CTRL-2041)."""
-    _log.error(event, traceback=traceback.format_exc(limit=20), **fields)
+    """Log the exception at hand without its text, which may hold what a client sent (OC-CTRL-2041)."""
+    _log.error(event, traceback=without_texts(sys.exception()), **fields)
 
 
 def backpressure(info: ErrorInfo, status: int) -> ErrorInfo:

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 from uuid import uuid4
 
+from orchestrator.ingress.settings import Key
+
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -16,6 +18,9 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 JSON: Final = b"application/json"
+
+#: The key of requests that need none.
+NOBODY: Final = Key("", "", "", ())
 
 _CORRELATION_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -44,26 +49,49 @@ class Request:
     """The head of one request; the body is read by `read_body`, once.
 
     `correlation_id` is the client's when it is 1 to 128 visible ASCII characters, else a new UUID
-    (OC-CTRL-2052). `tenant` and `client` are set by authentication; `started` once the head of a response was sent.
+    (OC-CTRL-2052). `key` is set by authentication; `started` once the head of a response was sent.
+    `closing` has the connection closed after the response.
     """
 
-    __slots__ = ("client", "correlation_id", "headers", "method", "path", "receive", "send", "started", "tenant")
+    __slots__ = (
+        "closing",
+        "correlation_id",
+        "headers",
+        "key",
+        "method",
+        "path",
+        "receive",
+        "scope",
+        "send",
+        "started",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
         self.method: str = scope["method"]
         self.path = _path(scope)
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.receive = receive
         self.send = send
-        self.tenant = ""
-        self.client = ""
+        self.key = NOBODY
         self.started = False
+        self.closing = False
         given = self.headers.get(b"x-correlation-id", b"")
         self.correlation_id = given.decode() if _CORRELATION_ID.fullmatch(given) else str(uuid4())
 
     def wants_events(self) -> bool:
         """Whether the client asked for a stream by `Accept: text/event-stream`."""
         return b"text/event-stream" in self.headers.get(b"accept", b"").lower()
+
+    @property
+    def tenant(self) -> str:
+        """Whose request it is."""
+        return self.key.tenant
+
+    @property
+    def client(self) -> str:
+        """The name of its key, "" without one."""
+        return self.key.name
 
     async def read_body(self, max_bytes: int) -> bytes:
         """The whole body. Raises BodyTooLarge as soon as it is known to be over `max_bytes`, or ClientGone."""
@@ -94,6 +122,8 @@ class Request:
         head: Headers = [(b"x-correlation-id", self.correlation_id.encode()), *headers]
         if content_type:
             head.append((b"content-type", content_type))
+        if self.closing:
+            head.append((b"connection", b"close"))
         self.started = True
         await self.send({"type": "http.response.start", "status": status, "headers": head})
 

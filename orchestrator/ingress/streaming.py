@@ -5,7 +5,8 @@ Tokens cost no task switch of their own: one task pumps, one waits for the disco
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 import structlog
 
@@ -16,6 +17,9 @@ from orchestrator.ingress.errors import internal, log_failure
 from orchestrator.ingress.http import ClientGone, Headers, Request
 from orchestrator.ingress.results import ClientEvent, EndWithResults, Events
 from orchestrator.ingress.sse import CONTENT_TYPE, KEEP_ALIVE, format_event
+
+#: How long the client of a stream that is ended early may take to read why.
+LAST_WORD_S: Final = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -29,6 +33,14 @@ class EventStream:
         self._clock = asyncio.get_running_loop().time
         self._sent_at = self._clock()
         self._sending = asyncio.Lock()
+        self._pumping: asyncio.Task[bool] | None = None
+        self._refusal: ErrorInfo | None = None
+
+    def end_with(self, error: ErrorInfo) -> None:
+        """End the stream early, with this as its outcome."""
+        self._refusal = error
+        if self._pumping is not None:
+            self._pumping.cancel()
 
     async def serve(self, events: Events, headers: Headers) -> bool:
         """Send the head and all events. True when the outcome was sent, False when the client left before it."""
@@ -37,13 +49,18 @@ class EventStream:
             await self._request.start(200, CONTENT_TYPE, [*fixed, *headers])
         except OSError:
             return False
-        pump = asyncio.create_task(self._pump(events))
+        pump = self._pumping = asyncio.create_task(self._pump(events))
+        if self._refusal is not None:
+            pump.cancel()
         helpers: list[asyncio.Task[None]] = [
             asyncio.create_task(self._request.gone()),
             asyncio.create_task(self._beat()),
         ]
         try:
             await asyncio.wait([pump, *helpers], return_when=asyncio.FIRST_COMPLETED)
+            if pump.cancelled():
+                await self._tell_refusal()
+                return False
             # A pump that got to its end wins over a disconnect seen in the same moment.
             return pump.done() and pump.result()
         finally:
@@ -76,6 +93,13 @@ class EventStream:
         except Exception:
             log_failure("stream_failed", correlation_id=self._request.correlation_id)
         return internal()
+
+    async def _tell_refusal(self) -> None:
+        """Send why the stream ends early, to a client that reads; others find the connection closed."""
+        if self._refusal is not None:
+            with suppress(TimeoutError, ClientGone):
+                async with asyncio.timeout(LAST_WORD_S):
+                    await self._send(format_event(self._refusal), last=True)
 
     async def _send(self, block: bytes, last: bool = False) -> bool:
         async with self._sending:

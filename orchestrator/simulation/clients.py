@@ -1,8 +1,7 @@
 """The clients' side of the world: submits, hears answers, tries again, cancels, and keeps the books.
 
 Every promise that the scheduler's contract makes to clients is checked as it is heard: a submission is
-answered once, an admitted task ends once, nothing of a task follows its end, and a finished task has
-all its tokens.
+answered once, and what was accepted is not refused. `watchers` see to what follows.
 """
 
 from collections.abc import Mapping
@@ -12,9 +11,11 @@ import msgspec
 
 from contracts import scheduling as ev
 from contracts.errors import HTTP_STATUS
+from orchestrator.core import refusals
 from orchestrator.simulation.errors import BrokenPromiseError
 from orchestrator.simulation.job import NEVER, Job
 from orchestrator.simulation.ledger import Ledger
+from orchestrator.simulation.watchers import Watchers
 
 if TYPE_CHECKING:
     from orchestrator.simulation.world import World
@@ -34,13 +35,18 @@ class Clients:
     ) -> None:
         self.jobs: dict[str, Job] = {}
         self.ledger = ledger
+        self.watchers = Watchers(world, self)
         self.watched = ""
+        self.arrived = 0
         self._world = world
         self._tasks_left = tasks_max
         self._override = dict(deadline_override or {})
-        self._asked: dict[int, Job] = {}
-        self._cancels: dict[int, Job] = {}
-        self._closes: set[int] = set()
+        #: What waits for an answer, by request.
+        self.asked: dict[int, Job] = {}
+        self.cancels: dict[int, Job] = {}
+        self.closes: dict[int, tuple[str, str]] = {}
+        #: Tasks whose submission had no answer when the scheduler died: they may have been admitted, or have ended.
+        self.unanswered: set[str] = set()
         self._numbers = 0
         self._draining = False
 
@@ -54,6 +60,7 @@ class Clients:
     def arrive(self, job: Job) -> None:
         """A client has a new task and submits it."""
         self.jobs[job.task_id] = job
+        self.arrived += 1
         self._tasks_left -= 1
         if not self._tasks_left:
             self._world.end_arrivals()
@@ -63,8 +70,12 @@ class Clients:
 
     def _submit(self, job: Job) -> None:
         job.tries += 1
+        self.ask(job)
+
+    def ask(self, job: Job) -> None:
+        """Send a task to the scheduler, as it is; an answer follows."""
         self._numbers += 1
-        self._asked[self._numbers] = job
+        self.asked[self._numbers] = job
         self._world.tell(ev.TaskSubmitted(self._numbers, job.info))
 
     def _submit_again(self, job: Job) -> None:
@@ -77,27 +88,28 @@ class Clients:
     def _resend(self, job: Job) -> None:
         """A client that did not see its answer sends the very same task once more."""
         if self.jobs.get(job.task_id) is job:
-            self._numbers += 1
-            self._asked[self._numbers] = job
-            self._world.tell(ev.TaskSubmitted(self._numbers, job.info))
+            self.ask(job)
 
-    def _cancel(self, job: Job) -> None:
+    def cancel(self, job: Job) -> None:
+        """A client gives a task up."""
         if self.jobs.get(job.task_id) is job:
             self._numbers += 1
-            self._cancels[self._numbers] = job
+            self.cancels[self._numbers] = job
             self._world.tell(ev.CancelRequested(self._numbers, job.task_id, job.info.tenant))
 
     def close_session(self, session_id: str, tenant: str) -> None:
         """A client ends a session in so many words."""
         self._numbers += 1
-        self._closes.add(self._numbers)
+        self.closes[self._numbers] = (session_id, tenant)
         self._world.tell(ev.SessionCloseRequested(self._numbers, session_id, tenant))
 
     # ----------------------------------------------------------------- answers
 
     def admitted(self, command: ev.Admit) -> None:
         job = self._answered(command.submission, command.task_id)
-        if command.replayed:
+        is_news = job.admitted_ns == NEVER and job.task_id in self.unanswered
+        self.unanswered.discard(job.task_id)
+        if command.replayed and not is_news:
             if (command.queue_position, command.predicted_start_ms) != (job.position, job.predicted_ms):
                 raise BrokenPromiseError(f"{job.task_id} was sent again and got other numbers than the first time")
             self.ledger.replays += 1
@@ -115,12 +127,18 @@ class Clients:
         if job.promised_ns != NEVER:
             self.ledger.promise(job, kept=True)
         if job.cancel_after_ns != NEVER:
-            self._world.at(now_ns + job.cancel_after_ns, self._cancel, job)
+            self._world.at(now_ns + job.cancel_after_ns, self.cancel, job)
         if job.resend_after_ns != NEVER:
             self._world.at(now_ns + job.resend_after_ns, self._resend, job)
+        if command.replayed:
+            # It was admitted by a scheduler that died before it could say so, and may be over by now.
+            outcome = self._world.scheduler.outcome(job.task_id, job.info.tenant)
+            if outcome is not None:
+                self.watchers.heard_early(job, outcome)
 
     def rejected(self, command: ev.Reject) -> None:
         job = self._answered(command.submission, command.task_id)
+        self.unanswered.discard(job.task_id)
         if job.admitted_ns != NEVER:
             raise BrokenPromiseError(f"{job.task_id} was admitted before and refused when it was sent again")
         error, now_ns = command.error, self._world.now_ns
@@ -131,66 +149,28 @@ class Clients:
         job.earliest_ms = error.earliest_deadline_ms or 0
         again_ns = job.workload.next_try_ns(job, now_ns, error)
         if again_ns is None:
-            self._close(job, f"refused {error.code}")
+            self.close(job, f"refused {error.code}")
             return
         if HTTP_STATUS[error.code] == TOO_MANY:
             job.promised_ns = again_ns
         self._world.at(again_ns, self._submit_again, job)
 
-    def started(self, command: ev.Start) -> Job:
-        """An attempt of a task starts. Returns the task."""
-        job = self.jobs.get(command.task_id)
-        if job is None or job.admitted_ns == NEVER:
-            raise BrokenPromiseError(f"{command.task_id} starts, but it is not admitted or has ended")
-        if command.attempt != job.attempts + 1:
-            raise BrokenPromiseError(f"{job.task_id}: attempt {command.attempt} follows attempt {job.attempts}")
-        job.attempts = command.attempt
-        now_ns = self._world.now_ns
-        if job.started_ns == NEVER:
-            job.started_ns = now_ns
-            job.flow.serve(now_ns, job.prompt_tokens + job.output_tokens)
-        if job.waiting:
-            job.waiting = False
-            job.flow.leave(now_ns)
-        elif command.attempt > 1:
-            self.ledger.retried += 1
-        return job
-
-    def paused(self, command: ev.Pause) -> None:
-        job = self.jobs.get(command.task_id)
-        if job is None or job.waiting:
-            raise BrokenPromiseError(f"{command.task_id} is preempted, but it is not running")
-        job.preemptions += 1
-        job.waiting = True
-        job.flow.join(self._world.now_ns)
-
-    def finished(self, command: ev.Finish) -> None:
-        job, outcome = self.jobs.get(command.task_id), command.outcome
-        if job is None or job.admitted_ns == NEVER:
-            raise BrokenPromiseError(f"{command.task_id} ends, but it is not admitted or has ended before")
-        if outcome.state == "finished" and outcome.tokens_out != job.output_tokens:
-            raise BrokenPromiseError(f"{job.task_id} finished with {outcome.tokens_out} of {job.output_tokens} tokens")
-        if job.waiting:
-            job.waiting = False
-            job.flow.leave(self._world.now_ns)
-        error = outcome.error
-        self._close(job, outcome.state if error is None else f"{outcome.state} {error.code}")
-
-    def forgotten(self, command: ev.Forget) -> None:
-        if command.task_id in self.jobs:
-            raise BrokenPromiseError(f"{command.task_id} is forgotten, but it has not ended")
+    def undone(self, command: ev.Admit) -> None:
+        """An admission that could not be made durable: its client is told that the task is refused."""
+        self.watchers.undone[command.task_id] = self.asked[command.submission]
+        error = refusals.not_durable("no space left on device")
+        self.rejected(ev.Reject(command.set_id, command.submission, command.task_id, error))
 
     def cancel_answered(self, command: ev.AnswerCancel) -> None:
-        job = self._cancels.pop(command.request, None)
+        job = self.cancels.pop(command.request, None)
         if job is None:
             raise BrokenPromiseError(f"cancel request {command.request} was answered, but not asked or twice")
         if self.jobs.get(job.task_id) is job:
             raise BrokenPromiseError(f"{job.task_id}: its cancel was answered, but it has not ended")
 
     def close_answered(self, command: ev.AnswerClose) -> None:
-        if command.request not in self._closes:
+        if self.closes.pop(command.request, None) is None:
             raise BrokenPromiseError(f"close request {command.request} was answered, but not asked or twice")
-        self._closes.discard(command.request)
 
     # --------------------------------------------------------------------- end
 
@@ -203,17 +183,18 @@ class Clients:
         if self.jobs:
             names = ", ".join(list(self.jobs)[:5])
             raise BrokenPromiseError(f"{len(self.jobs)} tasks never ended, first of all {names}")
-        owed = len(self._asked) + len(self._cancels) + len(self._closes)
+        owed = len(self.asked) + len(self.cancels) + len(self.closes)
         if owed:
             raise BrokenPromiseError(f"{owed} submissions, cancels or closes were never answered")
 
     def _answered(self, submission: int, task_id: str) -> Job:
-        job = self._asked.pop(submission, None)
+        job = self.asked.pop(submission, None)
         if job is None or job.task_id != task_id:
             raise BrokenPromiseError(f"submission {submission} of {task_id} was answered, but not asked or twice")
         return job
 
-    def _close(self, job: Job, outcome: str) -> None:
+    def close(self, job: Job, outcome: str) -> None:
+        """A client is done with a task."""
         del self.jobs[job.task_id]
         self.ledger.close(job, self._world.now_ns, outcome)
         if job.agent is not None:

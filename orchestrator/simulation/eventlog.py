@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from contracts.policies import SchedulerConfig
-from contracts.scheduling import AnyCommand, AnyEvent
+from contracts.scheduling import AnyCommand, AnyEvent, ServiceRecovered
 from orchestrator.core import invariants
 from orchestrator.core.scheduler import Scheduler
 from orchestrator.simulation.errors import TraceError
@@ -129,14 +129,19 @@ class Replayed(Struct, frozen=True):
 
 def replay(path: Path, *, check_every_steps: int = 0) -> Replayed:
     """Give a log's events to a new scheduler. Raises `TraceError` if the file is no log."""
+    config: SchedulerConfig | None = None
     scheduler: Scheduler | None = None
     digest = CommandDigest()
     recorded: str | None = None
     for record in read_log(path):
         match record:
             case Header():
-                scheduler = Scheduler(record.config)
-            case Step() if scheduler is not None:
+                config = record.config
+                scheduler = Scheduler(config)
+            case Step() if scheduler is not None and config is not None:
+                if isinstance(record.event, ServiceRecovered):
+                    # Another scheduler goes on from here.
+                    scheduler = Scheduler(config)
                 digest.add(scheduler.step(record.now_ns, record.event))
                 if check_every_steps and digest.steps % check_every_steps == 0:
                     invariants.check(scheduler)

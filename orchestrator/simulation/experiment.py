@@ -30,6 +30,8 @@ from orchestrator.simulation.world import World
 NS_PER_S: Final = 1_000_000_000
 NS_PER_MS: Final = 1_000_000
 KV_TOKEN_BYTES: Final = 128 * 1024
+#: About what a group commit takes on a disk that keeps its word.
+COMMIT_NS: Final = 2 * NS_PER_MS
 
 
 def run(scenario: Scenario, seed: int, *, log: EventLog | None = None, folder: Path | None = None) -> Report:
@@ -79,6 +81,7 @@ def build(
         horizon_ns=int(scenario.seconds * NS_PER_S),
         drain_ns=int(scenario.drain_s * NS_PER_S),
         check_every_steps=scenario.check_every_steps,
+        commit_ns=_commit_ns(scenario),
         log=log,
     )
     warmup_ns = int(scenario.warmup_s * NS_PER_S)
@@ -136,6 +139,13 @@ def pool_replicas(name: str, pool: PoolSection, ctx: int) -> list[Replica]:
         )
         for index in range(pool.replicas)
     ]
+
+
+def _commit_ns(scenario: Scenario) -> int | None:
+    """How long a commit of the journal takes; None: there is no journal."""
+    if scenario.commit_ms is not None:
+        return int(scenario.commit_ms * NS_PER_MS)
+    return COMMIT_NS if faults.needs_journal(scenario.faults) else None
 
 
 def _flows(scenario: Scenario) -> Flows:

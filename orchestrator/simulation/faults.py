@@ -1,4 +1,4 @@
-"""What goes wrong in a scenario, and when.
+"""When the faults of a scenario begin and end, and what they do to the world.
 
 A fault names its replicas, or how many: then the seed chooses which. Faults of one kind on one
 replica must not overlap; the end of one would end the other.
@@ -6,11 +6,23 @@ replica must not overlap; the end of one would end the other.
 
 from collections.abc import Sequence
 from random import Random
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Final
 
-from pydantic import Field
-
-from contracts.config_base import Section
+from orchestrator.simulation.faultkinds import (
+    ClockJump,
+    Crash,
+    Cut,
+    Diverging,
+    EngineDown,
+    Failing,
+    Fault,
+    Flapping,
+    Hanging,
+    Reports,
+    SchedulerDown,
+    Slow,
+    Storage,
+)
 from orchestrator.simulation.replica import Link, Replica
 
 if TYPE_CHECKING:
@@ -18,105 +30,6 @@ if TYPE_CHECKING:
 
 NS_PER_S: Final = 1_000_000_000
 NS_PER_MS: Final = 1_000_000
-
-Seconds = Annotated[float, Field(ge=0)]
-Length = Annotated[float, Field(gt=0)]
-Percent = Annotated[float, Field(gt=0, le=100)]
-Targets = Annotated[int, Field(ge=1)] | Annotated[list[str], Field(min_length=1)]
-
-
-class Crash(Section):
-    """Replicas die at `at_s` and are started again after `down_s` (left out: never)."""
-
-    kind: Literal["crash"]
-    at_s: Seconds
-    down_s: Seconds | None = 10
-    replicas: Targets = 1
-
-
-class Flapping(Section):
-    """Replicas die again and again, up for `up_s` and down for `down_s`, until `for_s` have passed."""
-
-    kind: Literal["flapping"]
-    at_s: Seconds
-    for_s: Length
-    up_s: Length = 10
-    down_s: Length = 1
-    replicas: Targets = 1
-
-
-class EngineDown(Section):
-    """The engine stops but its replica lives: it says so, and loads again after `down_s`."""
-
-    kind: Literal["engine-down"]
-    at_s: Seconds
-    down_s: Length = 10
-    replicas: Targets = 1
-
-
-class Slow(Section):
-    """Attempts that start meanwhile take `factor` times as long."""
-
-    kind: Literal["slow"]
-    at_s: Seconds
-    for_s: Length
-    factor: Annotated[float, Field(gt=0)] = 3
-    replicas: Targets = 1
-
-
-class Hanging(Section):
-    """Attempts that start meanwhile make no token and never end by themselves; a `deaf` engine ignores stops too."""
-
-    kind: Literal["hanging"]
-    at_s: Seconds
-    for_s: Length
-    deaf: bool = False
-    replicas: Targets = 1
-
-
-class Failing(Section):
-    """A share of the attempts that start meanwhile fails before the first token, for a retriable reason."""
-
-    kind: Literal["failing"]
-    at_s: Seconds
-    for_s: Length
-    percent: Percent = 50
-    replicas: Targets = 1
-
-
-class Diverging(Section):
-    """Attempts that start meanwhile make other text than every other replica would."""
-
-    kind: Literal["diverging"]
-    at_s: Seconds
-    for_s: Length
-    replicas: Targets = 1
-
-
-class Reports(Section):
-    """What replicas report is lost, repeated or late; late ones overtake each other, by up to `late_ms`."""
-
-    kind: Literal["reports"]
-    at_s: Seconds
-    for_s: Length
-    lost_percent: Annotated[float, Field(ge=0, le=100)] = 0
-    duplicate_percent: Annotated[float, Field(ge=0, le=100)] = 0
-    late_ms: Annotated[int, Field(ge=0)] = 0
-    replicas: Targets = 1
-
-
-class ClockJump(Section):
-    """The scheduler's clock jumps by `jump_ms`, forward or back."""
-
-    kind: Literal["clock"]
-    at_s: Seconds
-    jump_ms: int
-
-
-Fault = Annotated[
-    Crash | Flapping | EngineDown | Slow | Hanging | Failing | Diverging | Reports | ClockJump,
-    Field(discriminator="kind"),
-]
 
 
 class UnknownReplicaError(ValueError):
@@ -127,11 +40,30 @@ def schedule(world: "World", faults: Sequence[Fault], replicas: Sequence[Replica
     """Enter all faults into the world's schedule."""
     for number, fault in enumerate(faults):
         rng = Random(f"{seed}/fault/{number}")
-        if isinstance(fault, ClockJump):
-            world.at(_ns(fault.at_s), world.jump_clock, fault.jump_ms * NS_PER_MS)
+        if isinstance(fault, ClockJump | SchedulerDown | Storage):
+            _of_service(world, fault, rng)
             continue
-        for replica in _chosen(fault.replicas, replicas, rng):
+        for replica in chosen(fault.replicas, replicas, rng):
             _enter(world, fault, replica, rng)
+
+
+def needs_journal(faults: Sequence[Fault]) -> bool:
+    """Whether any of the faults is about what outlives the scheduler."""
+    return any(isinstance(fault, SchedulerDown | Storage) for fault in faults)
+
+
+def _of_service(world: "World", fault: ClockJump | SchedulerDown | Storage, rng: Random) -> None:
+    begin = _ns(fault.at_s)
+    match fault:
+        case ClockJump():
+            world.at(begin, world.jump_clock, fault.jump_ms * NS_PER_MS)
+        case SchedulerDown() if fault.shutdown_ms:
+            world.at(begin, world.ask_to_end, (fault.shutdown_ms, _ns(fault.down_s), rng))
+        case SchedulerDown():
+            world.at(begin, world.kill_scheduler, (_ns(fault.down_s), rng))
+        case Storage():
+            world.at(begin, world.fill_disk, True)
+            world.at(_ns(fault.at_s + fault.for_s), world.fill_disk, False)
 
 
 def _enter(world: "World", fault: Fault, replica: Replica, rng: Random) -> None:
@@ -146,17 +78,20 @@ def _enter(world: "World", fault: Fault, replica: Replica, rng: Random) -> None:
                 _crash(world, replica, at_s, fault.down_s)
                 at_s += fault.down_s + fault.up_s
         case EngineDown():
-            world.at(begin, world.fleet.engine_down, replica)
-            world.at(_ns(fault.at_s + fault.down_s), world.fleet.restart, replica)
+            world.at(begin, world.fleet.lives.engine_down, (replica, fault.why))
+            world.at(_ns(fault.at_s + fault.down_s), world.fleet.lives.restart, replica)
+        case Cut():
+            world.at(begin, world.fleet.lives.cut, replica)
+            world.at(_ns(fault.at_s + fault.for_s), world.fleet.lives.relink, replica)
         case Slow() | Hanging() | Failing() | Diverging() | Reports():
             world.at(begin, _begin, (fault, replica, rng))
             world.at(_ns(fault.at_s + fault.for_s), _end, (fault, replica))
 
 
 def _crash(world: "World", replica: Replica, at_s: float, down_s: float | None) -> None:
-    world.at(_ns(at_s), world.fleet.crash, replica)
+    world.at(_ns(at_s), world.fleet.lives.crash, replica)
     if down_s is not None:
-        world.at(_ns(at_s + down_s), world.fleet.restart, replica)
+        world.at(_ns(at_s + down_s), world.fleet.lives.restart, replica)
 
 
 def _begin(what: tuple[Fault, Replica, Random]) -> None:
@@ -189,7 +124,8 @@ def _end(what: tuple[Fault, Replica]) -> None:
             replica.link = None
 
 
-def _chosen(targets: int | list[str], replicas: Sequence[Replica], rng: Random) -> list[Replica]:
+def chosen(targets: int | list[str], replicas: Sequence[Replica], rng: Random) -> list[Replica]:
+    """The replicas of a fault."""
     if isinstance(targets, int):
         return rng.sample(list(replicas), min(targets, len(replicas)))
     known = {replica.replica_id: replica for replica in replicas}

@@ -4,16 +4,17 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from contracts import scheduling as ev
 from contracts.errors import ErrorInfo
+from orchestrator.simulation import mishaps
+from orchestrator.simulation.durability import Noted, Undelivered
 from orchestrator.simulation.errors import BrokenPromiseError
 from orchestrator.simulation.job import NEVER
+from orchestrator.simulation.lives import Lives
 from orchestrator.simulation.replica import Attempt, Replica
 
 if TYPE_CHECKING:
     from orchestrator.simulation.world import World
 
 NS_PER_MS: Final = 1_000_000
-#: How long it takes until the scheduler sees that a replica's connection ended, or that it is back.
-DETECT_NS: Final = 10 * NS_PER_MS
 #: How long counting a prompt's tokens takes.
 MEASURE_NS: Final = 2 * NS_PER_MS
 #: How often replicas with a KV cache of a known size report how full it is.
@@ -36,14 +37,12 @@ class Fleet:
         self._count_from_ns = count_from_ns
         #: Bound once, since there is one such event for every task.
         self._when_it_ends = self._ends
-        #: Ends that got lost on their way; told again when the scheduler asks to stop the attempt.
-        self._unheard: dict[tuple[str, int], tuple[Replica, ev.AttemptEnded]] = {}
+        self.lives = Lives(world, self)
 
     def come_up(self) -> None:
         """All replicas are Ready from the beginning."""
+        self.lives.come_up()
         for replica in self.replicas.values():
-            replica.state = "loading"
-            self._ready((replica, replica.generation))
             if replica.info.kv_tokens:
                 self._world.at(GAUGE_NS, self._gauge, replica)
 
@@ -51,13 +50,16 @@ class Fleet:
 
     def start(self, command: ev.Start) -> None:
         world = self._world
-        job = world.clients.started(command)
+        job = world.clients.watchers.started(command)
         replica = self.replicas[command.replica_id]
-        if replica.state != "ready":
-            return  # it is down, and the scheduler is about to hear of it
+        mishaps.deliver(job, world.now_ns)
+        if replica.state != "ready" or not replica.linked:
+            return  # the scheduler is about to hear of it
         if len(replica.running) >= replica.slots:
             raise BrokenPromiseError(f"{job.task_id} starts on {replica.replica_id}, whose slots are all taken")
-        attempt = replica.begin(world.now_ns, job, command)
+        attempt = job.last = replica.begin(world.now_ns, job, command)
+        if job.poison or attempt.differs:
+            mishaps.expect(world, attempt)
         if attempt.ends_ns:
             world.at(attempt.ends_ns, self._when_it_ends, attempt)
         if self._progress_ns and attempt.first_ns:
@@ -65,16 +67,21 @@ class Fleet:
 
     def stop(self, command: ev.Stop) -> None:
         world, key = self._world, (command.task_id, command.attempt)
-        unheard = self._unheard.pop(key, None)
-        if unheard is not None:
-            self._report(*unheard)
+        replica = self.replicas[command.replica_id]
+        if not replica.linked:
             return
-        attempt = self.replicas[command.replica_id].running.get(key)
+        unheard = replica.unconfirmed.get(key)
+        if unheard is not None:
+            self._report(replica, unheard)
+            return
+        attempt = replica.running.get(key)
         if attempt is not None and not attempt.deaf:
             world.at(world.now_ns + attempt.replica.speed.stop_ns, self._stops, attempt)
 
     def measure(self, command: ev.MeasurePrompt) -> None:
         replica = self.replicas[command.replica_id]
+        if not replica.linked:
+            return
         self._world.at(self._world.now_ns + MEASURE_NS, self._measures, (replica, replica.generation, command))
 
     def refused(self, command: ev.RefuseReplica) -> None:
@@ -115,7 +122,7 @@ class Fleet:
             TOKEN_BYTES * tokens,
             reason,
             None,
-            ErrorInfo("WORKER_RESET", attempt.fails, retriable=True) if result == "failed" else None,
+            ErrorInfo("WORKER_RESET", attempt.fails, retriable=attempt.retriable) if result == "failed" else None,
             replica.digest(job, tokens),
         )
         if slot_free:
@@ -124,9 +131,10 @@ class Fleet:
             world.at(now_ns + replica.speed.release_ns, self._releases, (attempt, replica.generation))
         if result == "finished" and replica.info.keeps_kv:
             replica.keep(job)
-        if replica.link is None:
+        if replica.link is None and replica.linked and world.durability is None:
             world.tell(event)
         else:
+            replica.unconfirmed[job.task_id, attempt.number] = event
             self._report(replica, event)
 
     def _releases(self, what: tuple[Attempt, int]) -> None:
@@ -156,6 +164,7 @@ class Fleet:
         """Enter what an attempt did into the books; it does no more."""
         now_ns, job = self._world.now_ns, attempt.job
         attempt.over = True
+        attempt.made_tokens = attempt.tokens_at(now_ns)
         if job.first_ns == NEVER and attempt.first_ns and attempt.first_ns <= now_ns:
             job.first_ns = attempt.first_ns
         self.busy_ns += self._counted(attempt.started_ns, now_ns)
@@ -177,40 +186,35 @@ class Fleet:
 
     # ------------------------------------------------------------------ replicas
 
-    def crash(self, replica: Replica) -> None:
-        """A replica dies, whatever it was doing."""
-        self._take_down(replica, ev.ReplicaLost(replica.replica_id, "its connection ended"))
-
-    def engine_down(self, replica: Replica) -> None:
-        """A replica's engine ends; the replica lives and says so."""
-        self._take_down(replica, ev.ReplicaUnready(replica.replica_id, "the engine ended"))
-
-    def restart(self, replica: Replica) -> None:
-        """A replica that is down loads its model again."""
-        if replica.state != "down":
-            return
-        replica.state = "loading"
-        heard_ns = self._world.now_ns + DETECT_NS
-        self._world.at(heard_ns, self._world.tell, ev.ReplicaLoading(replica.replica_id, replica.pool_id))
-        self._world.at(heard_ns + replica.speed.load_ns, self._ready, (replica, replica.generation))
-
-    def _ready(self, what: tuple[Replica, int]) -> None:
-        replica, generation = what
-        if replica.state == "loading" and replica.generation == generation:
-            replica.state = "ready"
-            replica.up_ns = self._world.now_ns
-            self._world.tell(ev.ReplicaReady(replica.info))
-
-    def _take_down(self, replica: Replica, event: ev.ReplicaLost | ev.ReplicaUnready) -> None:
-        if replica.state == "down":
-            return
+    def void(self, replica: Replica) -> None:
+        """A replica or its engine ends, and with it all that it runs."""
         if replica.state == "ready":
             self.ready_ns += self._counted(replica.up_ns, self._world.now_ns) * replica.slots
-        replica.state = "down"
         for attempt in replica.void():
             self._count(attempt)
-        self._unheard = {key: entry for key, entry in self._unheard.items() if entry[0] is not replica}
-        self._world.at(self._world.now_ns + DETECT_NS, self._world.tell, event)
+
+    def tell_return(self, replica: Replica) -> None:
+        """Tell over a new link what a replica runs; what of that is taken up was never lost for who watches."""
+        world = self._world
+        world.tell(replica.returns(world.now_ns))
+        if world.durability is None:
+            replica.unconfirmed.clear()
+        for attempt in list(replica.running.values()):
+            record = world.scheduler.state.tasks.get(attempt.job.task_id)
+            if record is not None and record.state == "running" and record.attempt == attempt.number:
+                world.clients.watchers.adopted(attempt.job)
+
+    def undelivered(self, late: Undelivered) -> None:
+        """A command did not arrive, because its link had ended; of a start the books tell all the same."""
+        if isinstance(late.what, ev.Start):
+            mishaps.deliver(self._world.clients.watchers.started(late.what), self._world.now_ns)
+
+    def noted(self, noted: Noted) -> None:
+        """The scheduler knows these ends for good."""
+        for event in noted.ends:
+            replica = self.replicas[event.replica_id]
+            if replica.linked:
+                replica.unconfirmed.pop((event.task_id, event.attempt), None)
 
     def _gauge(self, replica: Replica) -> None:
         world = self._world
@@ -222,11 +226,13 @@ class Fleet:
 
     def _report(self, replica: Replica, event: ev.AnyEvent) -> None:
         """Tell the scheduler, as well as the replica's link carries it."""
+        if not replica.linked:
+            return
         if replica.link is None:
             self._world.tell(event)
             return
         delays_ns = replica.link.delays()
-        if not delays_ns and isinstance(event, ev.AttemptEnded):
-            self._unheard[event.task_id, event.attempt] = (replica, event)
+        if delays_ns and self._world.durability is None and isinstance(event, ev.AttemptEnded):
+            replica.unconfirmed.pop((event.task_id, event.attempt), None)
         for delay_ns in delays_ns:
             self._world.at(self._world.now_ns + delay_ns, self._world.tell, event)

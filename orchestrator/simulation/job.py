@@ -7,6 +7,7 @@ from orchestrator.simulation.flows import FlowMeter
 
 if TYPE_CHECKING:
     from orchestrator.simulation.agents import Agent
+    from orchestrator.simulation.replica import Attempt
     from orchestrator.simulation.workloads import Workload
 
 #: An instant that has not come.
@@ -27,12 +28,16 @@ class Job:
         "attempts",
         "cancel_after_ns",
         "deadline_ns",
+        "delivered_diverges",
+        "delivered_tokens",
         "earliest_ms",
         "first_ns",
         "flow",
         "info",
+        "last",
         "number",
         "output_tokens",
+        "poison",
         "position",
         "predicted_ms",
         "preemptions",
@@ -42,6 +47,7 @@ class Job:
         "resend_after_ns",
         "started_ns",
         "task_id",
+        "told_apart",
         "tries",
         "waiting",
         "workload",
@@ -82,3 +88,11 @@ class Job:
         self.cancel_after_ns = NEVER
         self.resend_after_ns = NEVER
         self.agent: Agent | None = None
+        #: The last attempt, and what those before it delivered, as which text.
+        self.last: Attempt | None = None
+        self.delivered_tokens = 0
+        self.delivered_diverges = False
+        #: The attempt of which it was told that it makes other text than was delivered.
+        self.told_apart = 0
+        #: It crashes the engine that runs it.
+        self.poison = False

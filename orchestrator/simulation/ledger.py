@@ -48,6 +48,15 @@ class TaskRow(Struct, frozen=True):
         return self.outcome == "finished" and self.ended_ns <= self.deadline_ns
 
 
+class Lost(Struct, frozen=True):
+    """Attempts that were lost with a replica or its link, those that replicas came back with and went on, and how often
+    the scheduler was started anew."""
+
+    attempts: int
+    adopted: int
+    recoveries: int
+
+
 class Column(IntEnum):
     """Where a number stands in a row."""
 
@@ -89,6 +98,9 @@ class Ledger:
         self.promises_broken = 0
         self.replays = 0
         self.retried = 0
+        #: Attempts that were lost, and those that a replica came back with, to a scheduler that lived on or a new one.
+        self.lost = 0
+        self.adopted = 0
         self.workload_names: list[str] = []
         #: All rows one after the other: one call adds one, and a column is a slice.
         self._cells = array("q")

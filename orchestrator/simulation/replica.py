@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from contracts.scheduling import Start
+from contracts.scheduling import AttemptEnded, ReplicaReady, RunningAttempt, Start
 from contracts.tasks import ReplicaInfo
 from orchestrator.simulation.job import Job
 
@@ -39,16 +39,23 @@ class Speed(Struct, frozen=True):
 
 
 class Attempt:
-    """One run of one task. `ends_ns` is when it ends by itself, 0 if it never does; `fails` why it fails."""
+    """One run of one task. `ends_ns` is when it ends by itself, 0 if it never does; `fails` why it fails.
+
+    `diverges`: it makes other text than every other replica would; `differs`: other text than was delivered before.
+    Once it is `over`, it has made `made_tokens`.
+    """
 
     __slots__ = (
         "cached_tokens",
         "deaf",
         "decode_ns",
+        "differs",
+        "diverges",
         "ends_ns",
         "fails",
         "first_ns",
         "job",
+        "made_tokens",
         "number",
         "over",
         "replica",
@@ -68,6 +75,14 @@ class Attempt:
         self.fails = ""
         self.deaf = False
         self.over = False
+        self.made_tokens = 0
+        self.diverges = replica.diverges
+        self.differs = job.delivered_tokens > 0 and job.delivered_diverges != replica.diverges
+
+    @property
+    def retriable(self) -> bool:
+        """Whether its failure is: another text would be another one each time."""
+        return not self.differs
 
     def tokens_at(self, now_ns: int) -> int:
         """How many tokens it has made by then."""
@@ -108,6 +123,9 @@ class Replica:
         "info",
         "kv",
         "link",
+        "linked",
+        "links",
+        "loss_untold",
         "pool_id",
         "replica_id",
         "running",
@@ -115,6 +133,7 @@ class Replica:
         "slow",
         "speed",
         "state",
+        "unconfirmed",
         "up_ns",
     )
 
@@ -131,7 +150,15 @@ class Replica:
         self.running: dict[tuple[str, int], Attempt] = {}
         #: Tokens of each session's last turn, least recently used first; only of engines that keep them.
         self.kv: dict[str, int] = {}
+        #: What its reports go through while they get lost on their way.
         self.link: Link | None = None
+        #: Whether it has a connection to the scheduler, and whether the scheduler is still to learn that it had none.
+        self.linked = True
+        self.loss_untold = False
+        #: Counts its links: what was to be sent over an earlier one never arrives.
+        self.links = 0
+        #: Ends of which it does not know that the scheduler knows.
+        self.unconfirmed: dict[tuple[str, int], AttemptEnded] = {}
         self.slow = 1.0
         self.hangs = False
         self.deaf = False
@@ -172,6 +199,7 @@ class Replica:
             attempt.ends_ns = attempt.started_ns + self.speed.start_ns
             attempt.first_ns = 0
         elif start.resume_tokens and start.resume_digest != self.digest(attempt.job, start.resume_tokens):
+            attempt.differs = True
             attempt.fails = "the text differs from what the stopped attempt had delivered"
             attempt.ends_ns = attempt.first_ns + attempt.decode_ns * (start.resume_tokens - 1)
 
@@ -197,9 +225,21 @@ class Replica:
         used = sum(self.kv.values()) + sum(a.job.prompt_tokens + a.job.output_tokens for a in self.running.values())
         return min(1000, used * 1000 // room) if room else 0
 
+    def returns(self, now_ns: int) -> ReplicaReady:
+        """What it tells over a new link: what occupies its slots, and what ended without the scheduler's knowing."""
+        running = [self._running(attempt, now_ns) for attempt in self.running.values()]
+        return ReplicaReady(self.info, 0, tuple(running), tuple(self.unconfirmed.values()))
+
+    def _running(self, attempt: Attempt, now_ns: int) -> RunningAttempt:
+        tokens = attempt.made_tokens if attempt.over else attempt.tokens_at(now_ns)
+        return RunningAttempt(
+            attempt.job.task_id, attempt.number, tokens, self.digest(attempt.job, tokens), attempt.over
+        )
+
     def void(self) -> list[Attempt]:
         """All that it was doing is gone, and what it planned will not happen. Returns what was still running."""
         self.generation += 1
+        self.unconfirmed.clear()
         lost = [attempt for attempt in self.running.values() if not attempt.over]
         self.running.clear()
         self.kv.clear()

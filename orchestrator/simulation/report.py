@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from orchestrator.simulation.honesty import Honesty, honesty
 from orchestrator.simulation.job import NEVER
-from orchestrator.simulation.ledger import Column, Ledger
+from orchestrator.simulation.ledger import Column, Ledger, Lost
 from orchestrator.simulation.scenario import Scenario
 from orchestrator.simulation.shares import ShareReport, class_shares, tenant_shares
 
@@ -85,6 +85,7 @@ class Report(Struct, frozen=True):
     outcomes: dict[str, int]
     preemptions: int
     retried_attempts: int
+    lost: Lost
     replays: int
     class_shares: ShareReport
     tenant_shares: dict[str, ShareReport]
@@ -133,8 +134,7 @@ class _Tally:
 
 def build_report(world: "World", scenario: Scenario, seed: int) -> Report:
     """Add up a run that is over."""
-    ledger, fleet = world.clients.ledger, world.fleet
-    horizon_ns = world.horizon_ns
+    ledger, fleet, horizon_ns = world.clients.ledger, world.fleet, world.horizon_ns
     counted_ns = max(1, horizon_ns - ledger.count_from_ns)
     tallies = _tallies(ledger)
     meters = ledger.flows.meters
@@ -165,6 +165,7 @@ def build_report(world: "World", scenario: Scenario, seed: int) -> Report:
         outcomes=_outcomes(ledger),
         preemptions=sum(count for (count,) in ledger.columns(Column.PREEMPTIONS)),
         retried_attempts=ledger.retried,
+        lost=Lost(ledger.lost, ledger.adopted, world.recoveries),
         replays=ledger.replays,
         class_shares=class_shares(meters, *windows),
         tenant_shares=tenant_shares(meters, *windows),

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from contracts.config_base import Section
 from contracts.errors import PolicyLabel
 from contracts.policies import EvictionKind, FairnessKind, OrderingKind, PreemptionMode
-from orchestrator.simulation.faults import Fault
+from orchestrator.simulation.faultkinds import Fault
 from orchestrator.simulation.sizes import Size
 
 Positive = Annotated[int, Field(ge=1)]
@@ -167,7 +167,7 @@ class WorkloadSection(Section):
 
     `hint_error_percent` makes clients tell `expected_tokens`, wrong by about that much either way (0: exactly
     right); left out, they tell nothing. Cancels come `cancel_after_ms` after admission. A resent task is
-    submitted twice with the same id.
+    submitted twice with the same id. Poison tasks crash each engine that runs them, with their first token.
     """
 
     name: Name
@@ -184,6 +184,7 @@ class WorkloadSection(Section):
     cancel_percent: Percent = 0
     cancel_after_ms: Size = 1000
     resend_percent: Percent = 0
+    poison_percent: Percent = 0
     from_s: Seconds = 0
     until_s: Seconds | None = None
 
@@ -192,7 +193,9 @@ class Scenario(Section):
     """The whole file. Tasks arrive for `seconds`, or until there are `tasks_max`; what was admitted is served out.
 
     Nothing of the first `warmup_s` is counted. `progress_ms` is how often replicas report progress (0: never,
-    which makes big runs fast). `check_every_steps` checks the scheduler's invariants as often (0: never).
+    which makes big runs fast). `commit_ms` is what the journal takes for a commit, behind which all answers wait (left
+    out: 2 where a fault is about the journal or the scheduler, else there is no journal). `check_every_steps` checks
+    the scheduler's invariants as often (0: never).
     """
 
     name: str = "scenario"
@@ -202,6 +205,7 @@ class Scenario(Section):
     drain_s: Annotated[float, Field(gt=0)] = 7200
     window_s: Speed = 10
     progress_ms: Annotated[int, Field(ge=0)] = 250
+    commit_ms: Annotated[float, Field(ge=0, le=1000)] | None = None
     check_every_steps: Annotated[int, Field(ge=0)] = 0
     pools: dict[Name, PoolSection] = Field({"pool": PoolSection()}, min_length=1)
     scheduler: SchedulerSection = SchedulerSection()

@@ -100,6 +100,10 @@ def _counts(report: Report) -> str:
         ["refusals", ", ".join(f"{count:,} x {code}" for code, count in refused.items()) or "none"],
         ["disturbed", f"{report.preemptions:,} preempted, {report.retried_attempts:,} attempts tried again"],
     ]
+    lost = report.lost
+    if lost.attempts or lost.recoveries:
+        told = f"{lost.attempts:,} attempts with their replicas or links; {lost.adopted:,} were taken up again"
+        rows.append(["lost", f"{told}; {_many(lost.recoveries, 'restart')} of the scheduler"])
     return _columns(rows, left=2)
 
 

@@ -109,6 +109,8 @@ class Workload:
             job.cancel_after_ns = self._cancel_ms() * NS_PER_MS
         if section.resend_percent and rng.random() * 100 < section.resend_percent:
             job.resend_after_ns = int(rng.random() * RESEND_MS_MAX * NS_PER_MS)
+        if section.poison_percent and rng.random() * 100 < section.poison_percent:
+            job.poison = True
         return job
 
     def next_try_ns(self, job: Job, now_ns: int, error: ErrorInfo) -> int | None:

@@ -19,7 +19,6 @@ OVER_GOAL = {
     "contracts/scheduling.py": "one vocabulary: events and commands",
     "orchestrator/core/flows.py": "flows, their classes and the policy they report to know each other",
     "orchestrator/core/sessions.py": "one table: lives, budgets and turns of the same sessions",
-    "orchestrator/cluster/scheduler_service.py": "one dialogue: a table of commands and a table of messages",
     "contracts/openapi_source.py": "one document: the data plane as OpenAPI",
 }
 BANNED_NAMES = {"utils.py", "util.py", "helpers.py", "helper.py", "common.py", "misc.py"}

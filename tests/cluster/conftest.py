@@ -178,7 +178,12 @@ def configuration(directory: Path) -> dict[str, Any]:
         ],
         "auth": {
             "keys": [
-                {"name": name, "tenant": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
+                {
+                    "name": name,
+                    "tenant": name,
+                    "sha256": hashlib.sha256(key.encode()).hexdigest(),
+                    "roles": ["submit", "operate", "observe"],
+                }
                 for name, key in (("pact", KEY), ("other", OTHER_KEY))
             ]
         },

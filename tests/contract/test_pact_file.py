@@ -14,7 +14,7 @@ from contracts.errors import ErrorInfo, OrchError
 from contracts.gateway import Tokens
 from contracts.tasks import TaskInfo
 from orchestrator.ingress.app import build_app
-from orchestrator.ingress.settings import IngressSettings, Key
+from orchestrator.ingress.settings import ALL_ROLES, IngressSettings, Key
 from tests.contract.interactions import DOWN_MODEL, KEY, MODEL, SMALL_QUEUE_MODEL
 from tests.contract.interactions_control import POOL
 from tests.contract.pact_file import PACT_FILES, PactFile
@@ -89,7 +89,7 @@ class FakeCluster(FakeGateway):
 @pytest.fixture
 def base_url() -> Iterator[str]:
     """The service over the fake cluster, on a free port."""
-    settings = IngressSettings(keys=(Key("pact", "pact", hashlib.sha256(KEY.encode()).hexdigest()),))
+    settings = IngressSettings(keys=(Key("pact", "pact", hashlib.sha256(KEY.encode()).hexdigest(), ALL_ROLES),))
     app = build_app(FakeCluster(), settings)
     with serving(app) as url:
         yield url

@@ -12,17 +12,21 @@ from contracts.scheduling import (
     AnswerCancel,
     AnyCommand,
     AnyEvent,
+    AttemptEnded,
     Finish,
     Forget,
     MeasurePrompt,
+    Pause,
     RefuseReplica,
     Reject,
+    RunningAttempt,
     SetTimer,
     Start,
     Stop,
 )
 from contracts.tasks import TaskInfo
 from orchestrator.core import invariants
+from orchestrator.core.failover import CRASHES_MAX
 from orchestrator.core.scheduler import Scheduler
 from tests.unit.core.core_kit import MS
 
@@ -46,19 +50,41 @@ class Job:
     finish: Finish | None = None
     cancel_answered: bool = False
     attempt: int = 0
+    #: The last attempt of an earlier task of its id that a replica told of.
+    taken: int = 0
+    #: The attempt that runs as far as the scheduler knows.
+    present: "Attempt | None" = None
+    #: The most tokens that the scheduler was told of, over all attempts.
+    told: int = 0
+    crashes: int = 0
+    engine_ends: int = 0
+    diverged: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Attempt:
-    """One Start. `live`: the replica has not reported its end. `held`: its slot is not free yet."""
+    """One Start. `live`: the engine works on it. `held`: its slot is not free yet. `tokens`: how many it made.
+
+    `told`: the scheduler knows that it is over.
+    """
 
     task_id: str
     attempt: int
     replica_id: str
     kv_tokens: int
+    job: Job
     live: bool = True
     held: bool = True
-    lost: bool = False
+    tokens: int = 0
+    told: bool = False
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.task_id, self.attempt
+
+    def running(self) -> RunningAttempt:
+        """What its replica tells of it on a new link."""
+        return RunningAttempt(self.task_id, self.attempt, self.tokens, 7, over=not self.live)
 
 
 @dataclass
@@ -69,6 +95,12 @@ class Books:
     queues: dict[tuple[str, str], list[Job]] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     ready: dict[str, bool] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    #: Ends that were not confirmed, per replica; some were told.
+    ends: dict[str, list[AttemptEnded]] = field(default_factory=dict)
+    #: Tasks that are forgotten, of which a replica came back with an attempt.
+    ghosts: dict[str, None] = field(default_factory=dict)
+    journal_down: bool = False
     measures: list[tuple[str, int]] = field(default_factory=list)
     submissions: dict[int, int] = field(default_factory=dict)
     cancels: dict[int, int] = field(default_factory=dict)
@@ -79,6 +111,21 @@ class Books:
 
     def free(self, set_id: str) -> int:
         return sum(SLOTS[r] - self.busy(r) for r, up in self.ready.items() if up and SET_OF[r] == set_id)
+
+    def on(self, replica_id: str) -> list[Attempt]:
+        """What occupies slots of a replica, whether or not the scheduler hears of it."""
+        return [a for a in self.attempts if a.held and a.replica_id == replica_id]
+
+    def waiting(self, set_id: str) -> list[Job]:
+        return [job for name in CLASSES for job in self.queues.get((set_id, name), ())]
+
+    def suspect_on(self, replica_id: str) -> bool:
+        return any(a.job.crashes and a.job.present is a for a in self.on(replica_id))
+
+    def kept_apart(self, job: Job) -> bool:
+        """Whether a suspect finds another one on each replica that has a slot for it."""
+        roomy = [r for r, up in self.ready.items() if up and SET_OF[r] == job.set_id and self.busy(r) < SLOTS[r]]
+        return job.crashes > 0 and all(self.suspect_on(r) for r in roomy)
 
     def line(self, job: Job) -> list[Job]:
         return self.queues.setdefault((job.set_id, job.info.priority), [])
@@ -115,6 +162,7 @@ class Ledger:
         for command in commands:
             self._hear(command)
         for set_id, policy in self.policies.items():
+            assert len({id(job) for job in self.books.waiting(set_id)}) == len(self.books.waiting(set_id))
             waiting = [sum(j.attempt == 0 for j in self.books.queues.get((set_id, name), ())) for name in CLASSES]
             assert sum(waiting) <= policy.capacity
             assert all(count <= policy.queues[n].capacity for n, count in enumerate(waiting))
@@ -130,9 +178,9 @@ class Ledger:
             case Start():
                 self._started(command)
             case Stop():
-                assert any(
-                    a.live and (a.task_id, a.attempt) == (command.task_id, command.attempt) for a in self.books.attempts
-                )
+                self._stopped(command)
+            case Pause():
+                assert command.cause == "lost"
             case Finish():
                 self._finished(command)
             case AnswerCancel():
@@ -141,12 +189,11 @@ class Ledger:
                 assert self.books.ready[command.replica_id]
                 self.books.measures.append((command.task_id, command.measurement))
             case Forget():
-                assert self.books.jobs.pop(command.task_id).finish is not None
-                mine = [a for a in self.books.attempts if a.task_id == command.task_id]
-                assert not any(a.held for a in mine)
-                self.books.attempts = [a for a in self.books.attempts if a not in mine]
+                self._forgotten(command)
             case RefuseReplica():
+                # It ends, and all that it ran with it.
                 self.books.ready[command.replica_id] = False
+                self.dead(command.replica_id)
             case SetTimer():
                 assert command.at_ns > self.now_ns
                 self.alarm_ns = command.at_ns
@@ -162,7 +209,7 @@ class Ledger:
         assert job.admit is None
         job.admit = command
         job.measuring = False
-        at_once = bool(self.books.free(job.set_id))
+        at_once = bool(self.books.free(job.set_id)) and not self.books.waiting(job.set_id)
         assert (command.predicted_start_ms == 0) == at_once
         self._check_position(job, command.queue_position, at_once)
         self.books.join(job)
@@ -198,18 +245,76 @@ class Ledger:
         assert job.admit is not None
         assert job.finish is None
         assert not job.cancel_answered
-        assert command.attempt == job.attempt + 1 <= 3
-        # Highest class first, arrival order within it.
+        assert not self.books.journal_down, "nothing starts while it cannot be kept"
+        assert command.attempt == max(job.attempt, job.taken) + 1
+        assert job.present is None
+        assert command.resume_tokens == job.told
+        assert job.info.determinism == "strict" or not job.told
+        # Highest class first, arrival order within it; what is kept apart from its like is gone by.
         for name in CLASSES[: CLASSES.index(job.info.priority)]:
-            assert not self.books.queues.get((job.set_id, name))
-        assert self.books.line(job).pop(0) is job
-        # On a Ready replica of its set, the least loaded one, with a free slot.
+            higher = self.books.queues.get((job.set_id, name), ())
+            assert all(self.books.kept_apart(each) for each in higher)
+        line = self.books.line(job)
+        before = line[: line.index(job)]
+        assert all(self.books.kept_apart(each) for each in before if each.info.tenant == job.info.tenant)
+        assert not before or any(self.books.kept_apart(each) for each in before)
+        line.remove(job)
+        # On a Ready replica of its set with a free slot, the least loaded of those that take it.
         loads = {r: self._load(r) for r, up in self.books.ready.items() if up and SET_OF[r] == job.set_id}
+        if job.crashes:
+            loads = {r: load for r, load in loads.items() if not self.books.suspect_on(r)}
         assert loads[command.replica_id] < 1
         assert loads[command.replica_id] == min(loads.values())
         job.attempt = command.attempt
         kv_tokens = self.scheduler.state.tasks[command.task_id].kv_tokens
-        self.books.attempts.append(Attempt(command.task_id, command.attempt, command.replica_id, kv_tokens))
+        job.present = Attempt(command.task_id, command.attempt, command.replica_id, kv_tokens, job)
+        self.books.attempts.append(job.present)
+
+    def _stopped(self, command: Stop) -> None:
+        (mine,) = [
+            a for a in self.books.on(command.replica_id) if a.live and a.key == (command.task_id, command.attempt)
+        ]
+        assert (mine.job.present is mine) == (command.reason != "stale")
+        assert self.books.ready[command.replica_id]
+
+    def _forgotten(self, command: Forget) -> None:
+        """Nothing of the task occupies a slot that the scheduler knows of; replicas that are away may have some."""
+        job = self.books.jobs.pop(command.task_id, None)
+        assert (job is None) == (command.task_id in self.books.ghosts)
+        self.books.ghosts.pop(command.task_id, None)
+        assert job is None or job.finish is not None
+        mine = [a for a in self.books.attempts if a.task_id == command.task_id]
+        assert not any(a.held and self.books.ready.get(a.replica_id) for a in mine)
+        self.books.attempts = [a for a in self.books.attempts if a not in mine or a.held]
+
+    # ------------------------------------------------------------------ replicas
+
+    def dead(self, replica_id: str) -> None:
+        """An engine is gone, and all that was on it."""
+        for attempt in self.books.on(replica_id):
+            attempt.live = attempt.held = False
+        self.books.ends.pop(replica_id, None)
+
+    def lose(self, replica_id: str, *, crashed: bool) -> None:
+        """The scheduler is about to hear that a replica is not there: what runs on it waits again, or ends."""
+        for attempt in self.books.on(replica_id):
+            job = attempt.job
+            if job.present is attempt:
+                job.present = None
+                # One that is being stopped ends; whatever crashes meanwhile is not its doing.
+                job.crashes += crashed and self.scheduler.state.tasks[attempt.task_id].state == "running"
+                self.books.join(job)
+
+    def takes_up(self, replica_id: str, told: tuple[AttemptEnded, ...]) -> list[Attempt]:
+        """The attempts that a replica which comes back may go on with, ended ones included."""
+        ends = [(end.task_id, end.attempt) for end in told]
+        found = []
+        for attempt in [a for a in self.books.attempts if a.replica_id == replica_id]:
+            job = attempt.job
+            waits = job.attempt == attempt.attempt and job in self.books.line(job)
+            if waits and (attempt.live or (attempt.key in ends and not attempt.told)):
+                found.append(attempt)
+        return found
 
     def _load(self, replica_id: str) -> Fraction:
         """The larger of the fractions of slots and of KV taken; 1 without a free slot."""
@@ -224,6 +329,10 @@ class Ledger:
         assert job.admit is not None
         assert job.finish is None
         job.finish = command
+        job.present = None
+        outcome = command.outcome
+        assert not job.diverged or (outcome.state, outcome.error and outcome.error.retriable) == ("failed", False)
+        assert job.crashes < CRASHES_MAX or (outcome.error is not None and "quarantined" in outcome.error.message)
         line = self.books.line(job)
         if job in line:
             line.remove(job)

@@ -50,6 +50,7 @@ class Job:
     waiting: bool = False
     attempt: int = 0
     preemptions: int = 0
+    losses: int = 0
     resume_tokens: int = 0
 
     @property
@@ -227,7 +228,7 @@ class PoliciesLedger:
         assert job.finish is None
         assert job.waiting, "a preempted task starts again without having been paused"
         assert not job.cancel_answered
-        assert command.attempt == job.attempt + 1 <= 3 + job.preemptions
+        assert command.attempt == job.attempt + 1 <= 3 + job.preemptions + job.losses
         assert command.resume_tokens == job.resume_tokens
         info = books.ready[command.replica_id]
         assert books.held(command.replica_id) == command.busy < info.slots == command.slots
@@ -279,8 +280,11 @@ class PoliciesLedger:
         assert job.finish is None
         assert not job.waiting
         (attempt,) = [a for a in books.attempts if (a.task_id, a.attempt) == (command.task_id, command.attempt)]
-        assert attempt.stop is not None
-        assert attempt.stop.reason == "preempt"
+        if command.cause == "lost":
+            assert job.info.determinism == "strict" or not max(attempt.tokens, job.resume_tokens)
+        else:
+            assert attempt.stop is not None
+            assert attempt.stop.reason == "preempt"
         assert command.predicted_start_ms >= 0
         job.waiting = True
         job.resume_tokens = max(job.resume_tokens, attempt.tokens)

@@ -30,11 +30,14 @@ from contracts.scheduling import (
     ReplicaLost,
     ReplicaReady,
     ReplicaUnready,
+    RunningAttempt,
     SetTimer,
     Start,
+    Stop,
     TaskSubmitted,
     TimerFired,
 )
+from contracts.tasks import ReplicaInfo
 from orchestrator.core import invariants
 from orchestrator.core.scheduler import Scheduler
 from tests.unit.core.core_kit import MS, config, replica, replica_set, task
@@ -68,6 +71,7 @@ class Actor:
     serving: bool = False
     astray: bool = False
     ready_ns: int = 0
+    info: ReplicaInfo | None = None
 
 
 @dataclass
@@ -228,7 +232,8 @@ class World:
         uuids = tuple([f"{actor.node_id}:{index}" for index in order.devices])
         actor.astray = "gpu_uuids" in over
         values = {"pool_id": order.pool_id, "node_id": actor.node_id, "gpu_uuids": uuids, "slots": 2, "devices": ()}
-        self.tell(ReplicaReady(replica(replica_id, **{**values, **over})))
+        actor.info = replica(replica_id, **{**values, **over})
+        self.tell(ReplicaReady(actor.info))
 
     def fail(self, replica_id: str, kind: Any) -> None:
         self._down(self.actors[replica_id])
@@ -239,6 +244,29 @@ class World:
         self._down(actor)
         actor.linked = False
         self.tell(ReplicaLost(replica_id, "its connection ended"))
+
+    def flap(self, replica_id: str, away_ms: int) -> None:
+        """A link is cut and made anew, and the engine never noticed. Another actor may be wanted by then."""
+        actor, info = self.actors[replica_id], self.actors[replica_id].info
+        assert info is not None
+        there = [each for each in self.running if each[2] == replica_id]
+        self.cut(replica_id)
+        self.wait(away_ms)
+        if self.actors.get(replica_id) is not actor or actor.linked:
+            return
+        actor.linked = actor.serving = True
+        actor.ready_ns = self.now_ns
+        known = self.restarts[replica_id]
+        if known.kind == "actor":
+            known.kind, known.failures = "", max(0, known.failures - 1)
+        running = tuple([RunningAttempt(task_id, attempt) for task_id, attempt, _ in there])
+        commands = self.tell(ReplicaReady(info, actor.order.incarnation, running))
+        assert not any(isinstance(command, RefuseReplica) for command in commands)
+        waits = [each for each in there if not any(isinstance(c, Stop) and c.task_id == each[0] for c in commands)]
+        for task_id, attempt, _ in waits:
+            record = self.scheduler.state.tasks[task_id]
+            assert (record.state, record.attempt) == ("running", attempt), "it was told to go on, and is not booked"
+        self.running += waits
 
     def kill(self, replica_id: str) -> None:
         """The actor dies; the manager finds out, and its link may end before or after."""

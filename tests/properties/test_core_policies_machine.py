@@ -207,10 +207,13 @@ class PoliciesMachine(RuleBasedStateMachine):
         self.ledger.books.ready.pop(replica_id, None)
         for attempt in self.ledger.books.attempts:
             if attempt.replica_id == replica_id:
+                job = self.ledger.books.current(attempt)
+                if job is not None:
+                    job.losses += 1
                 attempt.live = attempt.held = False
         events: dict[str, AnyEvent] = {
             "lost": ReplicaLost(replica_id, "gone"),
-            "unready": ReplicaUnready(replica_id, "engine exited"),
+            "unready": ReplicaUnready(replica_id, "engine exited", "killed"),
             "loading": ReplicaLoading(replica_id, REPLICAS[replica_id].pool_id),
         }
         self.ledger.tell(events[how])
@@ -337,9 +340,12 @@ class PoliciesMachine(RuleBasedStateMachine):
         if job is not None:
             attempt.tokens = max(attempt.tokens, tokens)
         delivered = job is not None and max(attempt.tokens, job.resume_tokens) > 0
-        if job is not None and result != "finished" and attempt.stop is None and not delivered:
+        if job is not None and result == "failed" and attempt.stop is None and not delivered:
             # Unless it ends now, it waits again.
             job.waiting = True
+        if job is not None and result == "stopped" and attempt.stop is None:
+            # Nobody knows what for: it is lost.
+            job.losses += 1
         event = AttemptEnded(
             attempt.task_id,
             attempt.attempt,
@@ -360,8 +366,8 @@ class PoliciesMachine(RuleBasedStateMachine):
             assert "finished" not in ends
         elif result == "finished":
             assert ends == ["finished"]
-        elif attempt.stop is None and delivered:
-            assert ends, "what delivered tokens is not run again"
+        elif attempt.stop is None and delivered and job.info.determinism != "strict":
+            assert ends, "what delivered tokens and cannot be repeated is not run again"
         if job is None and not slot_free:
             assert not any(isinstance(c, Start) for c in commands)
 

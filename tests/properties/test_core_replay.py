@@ -42,7 +42,7 @@ from tests.unit.core.core_kit import MS, config, queue, replica, replica_set, ta
 CLASSES = ("interactive", "batch", "idle")
 TENANTS = ("acme", "globex", "initech")
 #: What an attempt that was stopped and made again must change: it is another attempt, begun later.
-RESTARTED = {"attempt", "preemptions", "resume", "started_ns", "progressed_ns"}
+RESTARTED = {"attempt", "preemptions", "losses", "resume", "started_ns", "progressed_ns"}
 
 
 def policies(fairness: FairnessKind, ordering: OrderingKind, canary: bool = True) -> SchedulerConfig:

@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from contracts.policies import BreakerPolicy, BudgetPolicy, RatePolicy, SessionPolicy, TenantPolicy
 from orchestrator.core.breakers import Breaker
+from orchestrator.core.changes import Changes
 from orchestrator.core.quotas import Gcra, TenantQuota
 from orchestrator.core.records import NS_PER_MS
 from orchestrator.core.residency import Residency, SessionKey
@@ -182,7 +183,7 @@ class SessionsMachine(RuleBasedStateMachine):
         self.residency = Residency()
         self.residency.add_replica("r0", 200)
         self.sessions = Sessions(
-            SessionPolicy(50, 3, SESSIONS_MAX, BudgetPolicy(BUDGET_TOKENS, 100, 1000)), self.residency
+            SessionPolicy(50, 3, SESSIONS_MAX, BudgetPolicy(BUDGET_TOKENS, 100, 1000)), self.residency, Changes()
         )
         self.now_ns = 0
         self.activities = 0

@@ -103,6 +103,11 @@ class PoolsMachine(RuleBasedStateMachine):
     def cut(self, data: st.DataObject) -> None:
         self.world.cut(self.pick(data, self.those(linked=True)))
 
+    @precondition(lambda self: self.those(serving=True, linked=True, astray=False))
+    @rule(data=st.data(), away_ms=st.sampled_from([0, 0, 200, 700, 3_000]))
+    def flap(self, data: st.DataObject, away_ms: int) -> None:
+        self.world.flap(self.pick(data, self.those(serving=True, linked=True, astray=False)), away_ms)
+
     @precondition(lambda self: self.those())
     @rule(data=st.data())
     def kill(self, data: st.DataObject) -> None:

@@ -28,6 +28,26 @@ SCHEDULES: dict[str, list[dict[str, Any]]] = {
         {"kind": "reports", "at_s": 2, "for_s": 25, "duplicate_percent": 50, "late_ms": 900, "replicas": 3}
     ],
     "clock-jumps": [{"kind": "clock", "at_s": at, "jump_ms": ms} for at, ms in ((6, -4000), (12, 9000), (18, -100))],
+    "cut": [{"kind": "cut", "at_s": at, "for_s": 1.5, "replicas": 2} for at in (4, 9, 14)],
+    "cut-for-long": [{"kind": "cut", "at_s": 5, "for_s": 12, "replicas": 3}],
+    "scheduler": [{"kind": "scheduler", "at_s": at, "down_s": 0.7} for at in (3, 8, 13, 20)],
+    "scheduler-for-long": [{"kind": "scheduler", "at_s": 6, "down_s": 12}],
+    "scheduler-asked-to-end": [{"kind": "scheduler", "at_s": at, "shutdown_ms": 1500} for at in (4, 12)],
+    "disk-full": [{"kind": "storage", "at_s": 5, "for_s": 3}, {"kind": "storage", "at_s": 15, "for_s": 2}],
+    "disk-full-and-dead": [
+        {"kind": "storage", "at_s": 5, "for_s": 5},
+        {"kind": "scheduler", "at_s": 7, "down_s": 1},
+        {"kind": "scheduler", "at_s": 14, "down_s": 1},
+    ],
+    "scheduler-and-replicas": [
+        {"kind": "scheduler", "at_s": 5, "down_s": 2},
+        {"kind": "crash", "at_s": 5.5, "down_s": 3, "replicas": 2},
+        {"kind": "cut", "at_s": 9, "for_s": 3, "replicas": 2},
+        {"kind": "scheduler", "at_s": 10, "down_s": 1},
+        {"kind": "reports", "at_s": 12, "for_s": 6, "lost_percent": 10, "duplicate_percent": 20, "late_ms": 300},
+        {"kind": "engine-down", "at_s": 15, "down_s": 2, "why": "xid", "replicas": 2},
+        {"kind": "scheduler", "at_s": 15, "down_s": 1},
+    ],
     "everything": [
         {"kind": "crash", "at_s": 4, "down_s": 3},
         {"kind": "reports", "at_s": 5, "for_s": 15, "lost_percent": 10, "duplicate_percent": 20, "late_ms": 300},
@@ -105,8 +125,11 @@ def test_the_faults_do_what_they_are_called() -> None:
     plain = outcomes(broken_world([], 3))
     assert not any("WORKER_RESET" in name or "DECODE_TIMEOUT" in name for name in plain)
     crashed = outcomes(broken_world(SCHEDULES["all-die-for-good"], 3))
-    assert crashed["failed WORKER_RESET"] >= 1
+    assert crashed["failed POOL_UNAVAILABLE"] >= 1
     assert crashed["refused POOL_UNAVAILABLE"] >= 1
+    world = broken_world(SCHEDULES["one-dies-for-good"], 3)
+    assert world.clients.ledger.lost >= 1
+    assert "failed WORKER_RESET" not in outcomes(world)
     hung = outcomes(broken_world(SCHEDULES["hanging"], 3))
     assert hung["failed DECODE_TIMEOUT"] >= 1
     failing = broken_world(SCHEDULES["failing"], 3)

@@ -130,7 +130,7 @@ def _elsewhere(command: Start) -> Start:
             other(Admit, lambda a: msgspec.structs.replace(a, predicted_start_ms=9) if a.replayed else a),
             "other numbers than the first time",
         ),
-        (lambda c: [c, Pause("", c.task_id, 1, 0), Pause("", c.task_id, 1, 0)] if isinstance(c, Start) else [c], "pre"),
+        (lambda c: [c, Pause("", c.task_id, 1, 0), Pause("", c.task_id, 1, 0)] if isinstance(c, Start) else [c], "run"),
         (lambda c: [c, Forget("", c.task_id)] if isinstance(c, Admit) else [c], "forgotten, but it has not ended"),
         (lambda c: [Finish("", "chat.0", Outcome("finished"))] if isinstance(c, Reject | Start) else [c], "chat.0"),
     ],

@@ -8,7 +8,7 @@ nothing waits. At the deadline what runs is stopped, and what has nobody left to
 from contracts.errors import ErrorInfo
 from contracts.pools import AnswerControl, DrainRequested, FaultKind, NotePool, PoolChange
 from contracts.tasks import Outcome
-from orchestrator.core import endings, outages, submissions
+from orchestrator.core import endings, failover, outages, submissions
 from orchestrator.core.pools import generations, members
 from orchestrator.core.pools.records import Generation, Member, Pool
 from orchestrator.core.records import NS_PER_MS
@@ -70,15 +70,15 @@ def let_go(state: State, pool: Pool, generation: Generation, until_ns: int) -> N
     state.pools.touched = True
 
 
-def next_due_ns(pool: Pool) -> int | None:
+def next_due_ns(state: State, pool: Pool) -> int | None:
     """The next deadline of what is let go and was not stopped yet; None: there is none.
 
-    What waits for tasks to end needs no time: it is looked at in every step.
+    What waits for tasks to end, or for replicas that are awaited, needs no time: it is looked at in every step.
     """
     found: int | None = None
     for generation in generations.of_pool(pool):
         until_ns = generation.until_ns
-        if until_ns is not None and any(_is_kept(member, until_ns) for member in generation.members.values()):
+        if until_ns is not None and any(_is_due(state, member, until_ns) for member in generation.members.values()):
             found = until_ns if found is None else min(found, until_ns)
     return found
 
@@ -109,13 +109,21 @@ def _go_on(state: State, generation: Generation) -> None:
         return
     for member in list(generation.members.values()):
         replica = state.replicas.get(member.replica_id)
-        if replica is None or not replica.busy:
+        if member.replica_id in state.awaited:
+            # What it runs is not known before it is back; nothing more is to be given to it then.
+            if may_go and member.drain_until_ns is None:
+                members.drain(state, member, until_ns)
+        elif replica is None or not replica.busy:
             members.retire(state, member, home.closing or "it is replaced and idle")
         elif may_go and _is_kept(member, until_ns):
             # Else a busy one stays in service: what it runs may have to be tried again.
             members.drain(state, member, until_ns)
     if is_over and not generations.has_hope(state, home):
         end_waiting(state, home)
+
+
+def _is_due(state: State, member: Member, until_ns: int) -> bool:
+    return member.replica_id not in state.awaited and _is_kept(member, until_ns)
 
 
 def _is_kept(member: Member, until_ns: int) -> bool:
@@ -147,6 +155,9 @@ def end_waiting(state: State, home: ReplicaSet) -> None:
     """End what waits in a set that nobody will serve any more; it may be sent again, to whoever serves then."""
     for record in list(state.tasks.values()):
         if record.home is not home:
+            continue
+        if failover.is_awaited(state, record):
+            # It may run; its replica is let go when it is known.
             continue
         if record.state == "queued":
             home.leave(record)

@@ -56,14 +56,15 @@ def expire(state: State) -> None:
 
 def next_due_ns(state: State) -> int | None:
     """The earliest instant at which something about pools is due; None: nothing is."""
-    found = [member.drain_until_ns for member in state.pools.draining.values()]
+    draining = [member for member in state.pools.draining.values() if member.replica_id not in state.awaited]
+    found = [member.drain_until_ns for member in draining]
     found.append(leases.next_due_ns(state))
     found.append(placements.next_due_ns(state))
     for pool in state.pools.by_id.values():
         found.append(restarts.next_due_ns(pool))
         found.append(scaling.next_due_ns(pool) if state.pools.nodes_known else None)
         found.append(reloads.next_due_ns(pool))
-        found.append(drains.next_due_ns(pool))
+        found.append(drains.next_due_ns(state, pool))
     return min([at_ns for at_ns in found if at_ns is not None], default=None)
 
 
@@ -88,6 +89,8 @@ def _drain(state: State, member: Member) -> None:
     """One replica that drains: over when nothing runs on it, or when its time is up (ORCH-3038)."""
     until_ns = member.drain_until_ns
     replica = members.up(state, member)
+    if member.replica_id in state.awaited:
+        return
     if replica is None or not replica.busy or until_ns is None:
         _drained(state, member)
     elif until_ns > state.now_ns:

@@ -15,7 +15,7 @@ from contracts.pools import (
     RollbackRequested,
 )
 from contracts.scheduling import AnyEvent, RefuseReplica, ReplicaLoading, ReplicaLost, ReplicaReady, ReplicaUnready
-from orchestrator.core import replicas
+from orchestrator.core import adoption, replicas
 from orchestrator.core.pools import drains, leases, members, placements, reloads, restarts
 from orchestrator.core.pools.records import Member
 from orchestrator.core.records import NS_PER_MS
@@ -85,53 +85,85 @@ def _loading(state: State, event: ReplicaLoading) -> bool:
     member = state.pools.members.get(event.replica_id)
     if member is None and event.pool_id not in state.pools.by_id:
         return False
+    state.is_back(event.replica_id)
     reason = _stranger(member, event.replica_id, event.pool_id)
     if reason is None and member is not None and not (member.is_ordered and member.incarnation == event.incarnation):
-        reason = f"incarnation {event.incarnation} of {event.replica_id} is not the one that is wanted"
+        reason = _unwanted(event.replica_id, event.incarnation)
     if reason is not None or member is None:
         state.out.append(RefuseReplica("", event.replica_id, reason or ""))
         return True
     replica = state.replicas.get(event.replica_id)
     if replica is None:
-        replicas.register(state, event.replica_id, event.pool_id, member.generation.home)
+        replica = replicas.register(state, event.replica_id, event.pool_id, member.generation.home)
     leases.heard(state, member)
     if member.state == "ordered":
         # The first launch of an actor waits for nothing; one whose link was cut waits on as it did.
         member.state = "waiting"
         member.launch_ns = state.now_ns
-    elif member.state == "ready" and replica is not None:
+    elif member.state == "ready":
         replicas.take_down(state, replica, "the engine is loading again")
         restarts.failed(state, member, "exit", "the engine is loading again")
+    adoption.take_ends(state, replica, event.ended)
     return True
 
 
 def _ready(state: State, event: ReplicaReady) -> bool:
+    """A replica serves: one that was told to launch, or one whose link was cut and that went on (ORCH-3009)."""
     info = event.replica
     member = state.pools.members.get(info.replica_id)
     if member is None and info.pool_id not in state.pools.by_id:
         return False
-    replica = state.replicas.get(info.replica_id)
     reason = _stranger(member, info.replica_id, info.pool_id)
-    if reason is None and (replica is None or member is None or member.state == "pending"):
-        reason = f"{info.replica_id} has to register as loading, and to be told to launch, before it is Ready"
-    if reason is not None or member is None or replica is None:
+    if reason is None and member is not None:
+        reason = _unexpected(state, member, event.incarnation)
+    if reason is not None or member is None:
         state.out.append(RefuseReplica("", info.replica_id, reason or ""))
-        return True
+    else:
+        _serves(state, member, event)
+    state.is_back(info.replica_id)
+    return True
+
+
+def _serves(state: State, member: Member, event: ReplicaReady) -> None:
+    info = event.replica
+    replica = state.replicas.get(info.replica_id)
+    if replica is None:
+        replica = replicas.register(state, info.replica_id, info.pool_id, member.generation.home)
+        restarts.returned(member)
     leases.heard(state, member)
-    if member.state == "ready" and replica.info == info:
-        return True
-    refused = replicas.accept(state, replica, info)
+    was_ready = member.state == "ready"
+    if was_ready and replica.info == info and not (event.running or event.ended):
+        return
+    refused = replicas.accept(state, replica, event)
     if refused is not None:
         member.is_ordered = False
         restarts.failed(state, member, "refused", refused)
-        return True
+        return
     member.state = "ready"
     member.ready_ns = state.now_ns
     if member.drain_until_ns is not None:
         replicas.set_aside(state, replica)
     restarts.succeeded(state, member)
     reloads.member_ready(state, member)
-    return True
+
+
+def _unexpected(state: State, member: Member, incarnation: int) -> str | None:
+    """Why a replica must not serve now.
+
+    One that names the incarnation that is wanted needs no registration: it was launched once, and may have had
+    another scheduler since. Of one that names none only a launch that was told from here is known.
+    """
+    replica_id = member.replica_id
+    if incarnation and not (member.is_ordered and member.incarnation == incarnation):
+        return _unwanted(replica_id, incarnation)
+    is_known = bool(incarnation) or replica_id in state.replicas
+    if not is_known or member.state == "pending":
+        return f"{replica_id} has to register as loading, and to be told to launch, before it is Ready"
+    return None
+
+
+def _unwanted(replica_id: str, incarnation: int) -> str:
+    return f"incarnation {incarnation} of {replica_id} is not the one that is wanted"
 
 
 def _stranger(member: Member | None, replica_id: str, pool_id: str) -> str | None:

@@ -92,7 +92,9 @@ def _check_pool(state: State, pool: Pool) -> None:
     assert pool.breaker_open or pool.failures < pool.policy.restart.breaker_failures, f"{name}: the breaker is closed"
     if state.pools.nodes_known and not pool.drained and pool.drain_until_ns is None:
         there = [m for m in pool.active.members.values() if m.drain_until_ns is None or m.relaunch]
-        assert len(there) == pool.desired, f"{name}: {len(there)} replicas, {pool.desired} desired"
+        assert len(there) >= pool.desired, f"{name}: {len(there)} replicas, {pool.desired} desired"
+        is_known = not any(member.replica_id in state.awaited for member in there)
+        assert not is_known or len(there) == pool.desired, f"{name}: {len(there)} replicas, {pool.desired} desired"
     if pool.drained:
         assert not pool.active.members, f"{name}: is drained and has {list(pool.active.members)}"
 

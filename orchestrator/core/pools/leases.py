@@ -65,6 +65,6 @@ def _lapsed(state: State, member: Member, ttl_ms: int) -> None:
 
 def _lost(state: State, member: Member, lost_ms: int) -> None:
     reason = f"not heard of for {lost_ms} ms"
-    replicas.refuse(state, state.replicas[member.replica_id], reason)
+    replicas.refuse(state, state.replicas[member.replica_id], reason, "lease")
     member.is_ordered = False
     restarts.failed(state, member, "lease", reason)

@@ -84,7 +84,7 @@ def give_up_actor(state: State, member: Member) -> None:
 
 
 def retire(state: State, member: Member, reason: str) -> None:
-    """End a replica for good; attempts that it still runs end as lost."""
+    """End a replica for good; attempts that it still runs are lost."""
     pools = state.pools
     replica = state.replicas.get(member.replica_id)
     # Out of the tables first, so that nothing that follows from its end comes back to it.
@@ -95,6 +95,7 @@ def retire(state: State, member: Member, reason: str) -> None:
     member.state = "retired"
     if replica is not None:
         replicas.remove(state, replica, reason)
+    state.is_back(member.replica_id)
     if member.incarnation:
         give_up_actor(state, member)
     note(state, member, "retired", reason)
@@ -130,14 +131,17 @@ def end_drain(state: State, member: Member) -> None:
 
 
 def reconcile(state: State, pool: Pool) -> None:
-    """Let the active generation have as many replicas as are desired; those that drain to go do not count."""
+    """Let the active generation have as many replicas as are desired; those that drain to go do not count.
+
+    While a replica is awaited nobody knows which of them are idle: after that it is looked at again.
+    """
     if pool.drained or pool.drain_until_ns is not None or not state.pools.nodes_known:
         return
     staying = [each for each in pool.active.members.values() if each.drain_until_ns is None or each.relaunch]
     for _ in range(pool.desired - len(staying)):
         order_new(state, pool, pool.active)
     surplus = len(staying) - pool.desired
-    if surplus <= 0:
+    if surplus <= 0 or any(each.replica_id in state.awaited for each in staying):
         return
     # Those that serve nothing first, then the least busy, and of equals the newest.
     ranked = [(_load(state, member), -age, member.replica_id) for age, member in enumerate(staying)]

@@ -116,12 +116,13 @@ def gone(state: State, event: ReplicaGone) -> None:
 def _gone(state: State, member: Member, kind: FaultKind, reason: str) -> None:
     """Another incarnation is ordered after the wait."""
     replica = state.replicas.get(member.replica_id)
+    state.is_back(member.replica_id)
     if replica is None and member.state == "waiting":
         # Its connection ended first, and that was counted.
         restarts.explained(state, member, kind, reason)
         return
     if replica is not None:
-        replicas.remove(state, replica, reason)
+        replicas.remove(state, replica, reason, kind)
     member.is_ordered = False
     if kind == "node":
         restarts.displaced(state, member, kind, reason)
@@ -147,4 +148,5 @@ def due(state: State) -> None:
     for member in list(state.pools.members.values()):
         if member.state == "ordered" and state.now_ns - member.ordered_ns >= ORDER_TIMEOUT_NS:
             members.give_up_actor(state, member)
+            state.is_back(member.replica_id)
             restarts.failed(state, member, "actor", reason)

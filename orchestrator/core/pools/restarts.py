@@ -95,7 +95,7 @@ def relaunch(state: State, member: Member) -> None:
     replica = state.replicas.get(member.replica_id)
     if replica is None or fault is None or member.state != "ready":
         return
-    replicas.take_down(state, replica, fault.reason)
+    replicas.take_down(state, replica, fault.reason, fault.kind)
     failed(state, member, fault.kind, fault.reason, fault.stderr)
 
 
@@ -103,6 +103,7 @@ def explained(state: State, member: Member, kind: FaultKind, reason: str) -> Non
     """It is known now why a replica that waits has no actor any more: if its node is gone, that was no failure."""
     was_counted = member.fault is not None and member.fault.kind == "actor"
     member.is_ordered = False
+    state.changes.pool(member.pool.policy.pool_id)
     noted(state, member, kind, reason)
     if kind != "node":
         return
@@ -111,6 +112,13 @@ def explained(state: State, member: Member, kind: FaultKind, reason: str) -> Non
         member.failures = max(0, member.failures - 1)
         member.pool.failures = max(0, member.pool.failures - 1)
         member.launch_ns = min(member.launch_ns, state.now_ns + _wait_ns(state, member, failures=1))
+
+
+def returned(member: Member) -> None:
+    """A replica whose connection had ended serves on: the link failed, it did not."""
+    if member.state == "waiting" and member.fault is not None and member.fault.kind == "actor":
+        member.failures = max(0, member.failures - 1)
+        member.pool.failures = max(0, member.pool.failures - 1)
 
 
 def noted(state: State, member: Member, kind: FaultKind, reason: str, stderr: tuple[str, ...] = ()) -> None:

@@ -38,6 +38,9 @@ class Script:
     results: dict[str, Any] = field(default_factory=dict)
     texts: list[str] = field(default_factory=lambda: ["Grü", "ße", " aus", " Bonn", "."])
     cuts: list[int] = field(default_factory=list)
+    #: Statuses that something else answers with first, in the place of the service.
+    away: list[int] = field(default_factory=list)
+    away_for: int = 0
     refusal: tuple[int, dict[str, Any] | str] | None = None
     error: dict[str, Any] | None = None
     hang_after: int | None = None
@@ -55,6 +58,20 @@ class Script:
 def event(name: str, data: object, id_: int | None = None) -> bytes:
     head = "" if id_ is None else f"id: {id_}\n"
     return f"{head}event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+def proxy_of(script: Script) -> Any:
+    """What answers in the place of the service as long as `away` says."""
+
+    @web.middleware
+    async def proxy(request: web.Request, handler: Any) -> web.StreamResponse:
+        if not script.away:
+            answer: web.StreamResponse = await handler(request)
+            return answer
+        script.away_for += 1
+        return web.Response(status=script.away.pop(0), text="<html>not here</html>")
+
+    return proxy
 
 
 def application(script: Script) -> web.Application:
@@ -114,7 +131,7 @@ def application(script: Script) -> web.Application:
         body = {"ready": script.ready, "pools": {"dev": "1 of 1 replicas ready" if script.ready else "loading"}}
         return web.json_response(body, status=200 if script.ready else 503)
 
-    app = web.Application()
+    app = web.Application(middlewares=[proxy_of(script)])
     app.router.add_post("/v1/tasks", submit)
     app.router.add_get("/v1/tasks/{id}/stream", stream)
     app.router.add_get("/v1/tasks/{id}", status)

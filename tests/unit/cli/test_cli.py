@@ -1,6 +1,5 @@
 """The commands: what they print, where, and with which exit status."""
 
-import hashlib
 import json
 import os
 import signal
@@ -215,15 +214,3 @@ def test_check_of_a_good_file_shows_its_warnings(root: Path) -> None:
     assert result.exit_code == 0
     assert "good (1 pool, 2 warnings)" in result.stdout
     assert "warning: pool `dev` runs on the CPU" in result.stderr
-
-
-@pytest.mark.req("ORCH-3035")
-def test_hash_key_hashes_what_it_is_given_or_makes_a_key() -> None:
-    key = "a-key-of-my-own-choosing"
-    assert hashlib.sha256(key.encode()).hexdigest() in llorch("hash-key", stdin=key + "\n").stdout
-    made = {llorch("hash-key", stdin="").stdout for _ in range(2)}
-    assert len(made) == 2
-    for output in made:
-        made_key, digest = (line.split()[1] for line in output.splitlines())
-        assert hashlib.sha256(made_key.encode()).hexdigest() == digest
-    assert llorch("hash-key", stdin="short\n").exit_code == 2

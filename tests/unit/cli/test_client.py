@@ -94,11 +94,49 @@ async def test_an_error_event_ends_the_stream(
     assert script.resumed_at == [None]
 
 
-async def test_an_answer_without_an_envelope_is_told_apart(server: str, script: Script) -> None:
-    script.refusal = (502, "<html>bad gateway</html>")
+@pytest.mark.req("ORCH-3024", "ORCH-3025")
+@pytest.mark.parametrize("status", [404, 502, 503])
+async def test_a_task_is_sent_again_while_something_else_answers_for_the_service(
+    server: str, script: Script, status: int
+) -> None:
     async with client(server) as c:
-        with pytest.raises(OrchError, match="HTTP 502 without an error envelope"):
-            await c.submit(REQUEST)
+        script.away = [status] * (ATTEMPTS_MAX - 1)
+        assert (await c.submit(REQUEST)).queue_position == 1
+        script.away = [status] * (ATTEMPTS_MAX - 1)
+        events = [event async for event in c.run(REQUEST)]
+        script.away = [status] * 2
+        attached = [event async for event in c.stream("t")]
+    assert isinstance(events[-1], End)
+    assert isinstance(attached[-1], End)
+    assert len(script.bodies) == 2
+
+
+@pytest.mark.req("ORCH-3025")
+async def test_a_service_that_stays_away_is_given_up(server: str, script: Script) -> None:
+    for count in (1, 2):
+        script.away = [502] * 50
+        async with client(server) as c:
+            with pytest.raises(CannotConnectError, match="HTTP 502 without an error envelope"):
+                await (c.submit(REQUEST) if count == 1 else anext(c.run(REQUEST)))
+        assert script.away_for == count * ATTEMPTS_MAX
+
+
+async def test_an_answer_that_will_not_become_another_is_not_asked_for_again(server: str, script: Script) -> None:
+    script.away = [413] * 2
+    async with client(server) as c:
+        for call in (c.submit(REQUEST), anext(c.run(REQUEST))):
+            with pytest.raises(CannotConnectError, match="HTTP 413"):
+                await call
+    assert script.away_for == 2
+
+
+async def test_a_submission_that_was_cut_off_is_followed_and_not_sent_again(server: str, script: Script) -> None:
+    script.cuts = [0]
+    async with client(server) as c:
+        script.away = [502]
+        events = [event async for event in c.run(REQUEST)]
+    assert isinstance(events[-1], End)
+    assert len(script.bodies) == 1
 
 
 async def test_submit_cancel_status_and_readiness(server: str, script: Script) -> None:

@@ -6,6 +6,7 @@ import msgspec
 
 from contracts import scheduling as ev
 from contracts.api import TaskStatus
+from contracts.journal import Record
 from contracts.messages import Endpoint, RegisterReplica
 from contracts.policies import PoolPolicy, QueuePolicy, ResultPolicy, SchedulerConfig, SetPolicy, TenantPolicy
 from contracts.tasks import Budgets, Outcome, ReplicaInfo, TaskInfo
@@ -58,12 +59,19 @@ class ScriptedCore:
         self.views: dict[str, StartedView] = {}
         self.sessions: dict[str, SessionView] = {}
         self.depth = 5
+        self.state = None  # only ever handed on, to `records`
+        self.kept: Sequence[Record] = ()
 
     def step(self, _now_ns: int, event: ev.AnyEvent) -> Sequence[ev.AnyCommand]:
         self.events.append(event)
         if isinstance(event, ev.TaskSubmitted):
             self.tasks[event.task.task_id] = event.task
         return self.commands.pop(type(event), ())
+
+    def take(self) -> list[Record]:
+        """What the last step changed."""
+        kept, self.kept = list(self.kept), ()
+        return kept
 
     def status(self, _now_ns: int, task_id: str, _tenant: str) -> TaskStatus | None:
         return self.statuses.get(task_id)
@@ -84,8 +92,14 @@ class ScriptedCore:
     def queue_depth(self, _set_id: str, _priority: str) -> int:
         return self.depth
 
+    def depth_of(self, _task_id: str, _tenant: str) -> int:
+        return self.depth
+
     def shares(self) -> list[tuple[str, str, str, float]]:
         return [("set", "batch", "acme", 1.0)]
+
+    def orders(self) -> tuple[()]:
+        return ()
 
     def set_policies(self) -> list[SetPolicy]:
         return list(CONFIG.sets)
@@ -128,7 +142,9 @@ class Shell:
 
     def __init__(self, monkeypatch: object) -> None:
         self.core = ScriptedCore()
-        monkeypatch.setattr(scheduler_service, "Scheduler", lambda _config: self.core)  # type: ignore[attr-defined]
+        own = {"Scheduler": lambda _config: self.core, "records": lambda _state, _commands: self.core.take()}
+        for name, scripted in own.items():
+            monkeypatch.setattr(scheduler_service, name, scripted)  # type: ignore[attr-defined]
         self.now_ns = 1_000_000_000
         self.service = SchedulerService(CONFIG, b"s" * 32, clock=lambda: self.now_ns)
         self.ingress, self.replica = Peer("ingress", "i"), Peer("replica", "pool-0")
@@ -137,7 +153,7 @@ class Shell:
 
     def tell(self, peer: Peer, message: object, *commands: ev.AnyCommand) -> None:
         """A message arrives; the core answers the event made of it with `commands`."""
-        for kind in (type(message), ev.TaskSubmitted, ev.SessionCloseRequested):
+        for kind in (type(message), ev.TaskSubmitted, ev.CancelRequested, ev.SessionCloseRequested):
             self.core.commands[kind] = commands
         self.service._received(peer, message)  # type: ignore[arg-type]
         self.core.commands.clear()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import stat
 import struct
 from collections.abc import AsyncIterator
@@ -190,3 +191,37 @@ async def test_only_so_many_large_messages_may_wait(monkeypatch: pytest.MonkeyPa
         await inbox.wait(lambda: len(inbox.messages) == 3)
         connection.close()
         await inbox.wait(lambda: inbox.closed)
+
+
+@pytest.mark.req("OC-CTRL-2040")
+async def test_a_peer_whose_machine_is_gone_is_noticed_by_its_silence() -> None:
+    async with server() as (inbox, endpoint):
+        link = await connect(
+            endpoint, "another node", SECRET, "ingress", "i", wire.ToIngress, lambda *_: None, lambda _: None
+        )
+        await inbox.wait(lambda: inbox.opened)
+        for each in (link, inbox.opened[0]):
+            assert each._transport is not None
+            sock = each._transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == connections.SILENCE_S * 1000
+        link.close()
+
+
+@pytest.mark.req("ORCH-3045")
+async def test_what_is_flushed_has_left_before_what_is_sent_next() -> None:
+    async with server() as (inbox, endpoint):
+        link = await connect(endpoint, NODE, SECRET, "ingress", "i", wire.ToIngress, lambda *_: None, lambda _: None)
+        written: list[bytes] = []
+        assert link._transport is not None
+        write = link._transport.write
+        link._transport.write = lambda data: (written.append(bytes(data)), write(data))[1]  # type: ignore[method-assign,func-returns-value]
+        link.send(wire.Unwatch("first"))
+        link.flush()
+        assert len(written) == 1
+        link.send(wire.Unwatch("second"))
+        await inbox.wait(lambda: len(inbox.messages) == 2)
+        assert [message.task_id for message in inbox.messages] == ["first", "second"]
+        assert len(written) == 2
+        link.close()
+        link.flush()  # closed: nothing happens

@@ -12,7 +12,7 @@ from contracts.policies import LeasePolicy
 from contracts.pools import NodeInfo, ReplicaOrder
 from contracts.scheduling import ReplicaLoading, ReplicaReady
 from contracts.tasks import ReplicaInfo
-from orchestrator.cluster import pool_manager, replica_host, scheduler_service
+from orchestrator.cluster import pool_manager, scheduler_service, uplink
 from orchestrator.cluster.channel import connect
 from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.gateway import ClusterGateway
@@ -25,7 +25,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for the next look at the nodes or at a placement."""
     for name in ("NODES_POLL_S", "PLACED_POLL_S_MIN", "PLACED_POLL_S_MAX", "RECONNECT_BACKOFF_S"):
         monkeypatch.setattr(pool_manager, name, 0.01)
-    monkeypatch.setattr(replica_host, "RECONNECT_BACKOFF_S", 0.01)
+    monkeypatch.setattr(uplink, "RECONNECT_MIN_S", 0.01)
 
 
 async def health_when(gateway: ClusterGateway, said: "Said") -> PoolHealth:
@@ -272,7 +272,7 @@ async def test_a_replica_that_is_not_heard_of_is_sent_nothing_until_it_is_heard_
     ttl_ms = 3_600_000
     running.config = replace(running.config, lease=LeasePolicy(ttl_ms, 10 * ttl_ms))
     running.scheduler = SchedulerService(running.config, SECRET, clock=clock)
-    monkeypatch.setattr(replica_host, "LEASE_INTERVAL_S", 0.01)
+    monkeypatch.setattr(uplink, "LEASE_INTERVAL_S", 0.01)
     await running.start()
     running.start_replica()
     gateway = running.gateway()

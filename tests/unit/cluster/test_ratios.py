@@ -7,7 +7,8 @@ from contracts.errors import ErrorInfo
 from contracts.tasks import Outcome
 from orchestrator.cluster.live import LiveTask
 from orchestrator.cluster.ratios import WINDOW_TASKS, MovingRatio, Promises
-from orchestrator.cluster.telemetry import OTHER, TENANT_LABELS_MAX, Telemetry
+from orchestrator.cluster.telemetry import Telemetry
+from orchestrator.cluster.tenant_labels import OTHER, TENANT_LABELS_MAX
 from tests.unit.cluster.scripted import task
 from tests.unit.cluster.scripted_core import CONFIG, ScriptedCore
 

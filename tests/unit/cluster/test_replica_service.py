@@ -7,7 +7,7 @@ import pytest
 
 from contracts import messages as wire
 from contracts.engine import GenerateRequest
-from orchestrator.cluster import replica_service
+from orchestrator.cluster import early
 from orchestrator.cluster.replica_service import ReplicaService
 from orchestrator.cluster.transcript import TokenFlow
 from tests.unit.cluster.scripted import SPEC, ScriptedAdapter, until
@@ -57,7 +57,7 @@ async def test_a_subscription_that_overtakes_its_attempts_start_gets_every_token
 
 
 async def test_a_subscription_to_an_attempt_that_never_starts_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica_service, "EARLY_WAIT_S", 0.01)
+    monkeypatch.setattr(early, "EARLY_WAIT_S", 0.01)
     replica, ingress = service(), Wire()
     replica.subscribe(ingress, wire.Subscribe(7, "a", 1, 0, 100))  # type: ignore[arg-type]
     await until(ingress.over)
@@ -65,7 +65,7 @@ async def test_a_subscription_to_an_attempt_that_never_starts_is_told_so(monkeyp
 
 
 async def test_subscriptions_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica_service, "EARLY_MAX", 2)
+    monkeypatch.setattr(early, "EARLY_MAX", 2)
     replica, ingress = service(), Wire()
     for sid in range(3):
         replica.subscribe(ingress, wire.Subscribe(sid, f"task-{sid}", 1, 0, 100))  # type: ignore[arg-type]

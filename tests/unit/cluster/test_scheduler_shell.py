@@ -16,7 +16,7 @@ from contracts.tasks import Budgets, Outcome
 from orchestrator.cluster import decisions
 from orchestrator.core.view import SessionView
 from tests.unit.cluster.scripted import task
-from tests.unit.cluster.scripted_core import Shell, started_view, status
+from tests.unit.cluster.scripted_core import ENDPOINT, Peer, Shell, started_view, status
 
 TASK = task("a", priority="batch", deadline_ms=30_000, correlation_id="c-1")
 ADMIT = ev.Admit("set", 1, "a", 3, 420, 10, on_time_probability=0.91234, budgets=Budgets(100, 2500, 30_000))
@@ -298,3 +298,18 @@ def test_the_usual_way_of_a_task_costs_no_log_line(shell: Shell, monkeypatch: py
     run(another)
     preempt(another)
     assert '"decision.pause"' in written.getvalue()
+
+
+@pytest.mark.req("ORCH-3026", "ORCH-3024")
+def test_what_another_replica_tells_of_an_attempt_of_that_number_is_of_an_earlier_task(shell: Shell) -> None:
+    run(shell)
+    other = Peer("replica", "pool-1")
+    shell.tell(other, wire.RegisterReplica("pool-1", "pool", ENDPOINT))
+    mine, stale = ev.TokensProgressed("a", 1, 3, 3), ev.TokensProgressed("a", 1, 9, 9)
+    shell.tell(other, stale)
+    shell.tell(shell.replica, mine)
+    assert [event for event in shell.core.events if isinstance(event, ev.TokensProgressed)] == [mine]
+    shell.tell(other, wire.AttemptTranscript("a", 1, b"theirs"))
+    assert shell.service._transcripts == {}
+    shell.tell(shell.replica, wire.AttemptTranscript("a", 1, b"mine"))
+    assert shell.service._transcripts == {"a": b"mine"}

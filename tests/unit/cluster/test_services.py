@@ -6,8 +6,9 @@ import pytest
 
 from contracts.api import End, Metrics, Started
 from contracts.engine import EngineExit, GenerateRequest
-from contracts.errors import ErrorInfo, OrchError
+from contracts.errors import OrchError
 from contracts.gateway import Tokens
+from orchestrator.cluster import questions
 from tests.unit.cluster.scripted import Cluster, cluster, collect, submit, task, until
 
 
@@ -68,7 +69,7 @@ async def test_a_slow_reader_holds_up_nobody_and_is_sent_no_more_than_its_credit
         await submit(gateway, "quick", 1500)
         assert (await collect(gateway, "quick"))[0] == texts(0, 1500)
         (stream,) = gateway._streams["slow"]
-        assert len(stream._texts) <= 1024
+        assert len(stream._following._texts) <= 1024
         got = [text async for event in slow if isinstance(event, Tokens) for text in event.texts]
         assert got == texts(0, 1500)
 
@@ -116,8 +117,8 @@ async def test_an_engine_that_generates_nothing_is_not_ready() -> None:
         await running.close()
 
 
-@pytest.mark.req("ORCH-3025", "ORCH-2006")
-async def test_an_engine_that_dies_in_mid_stream_ends_the_stream_with_a_typed_error_and_is_relaunched() -> None:
+@pytest.mark.req("ORCH-3009", "ORCH-3023", "ORCH-3045", "ORCH-2002")
+async def test_a_task_whose_engine_dies_in_mid_stream_goes_on_with_the_next_one() -> None:
     async with cluster() as (running, gateway):
         first = running.adapters[0]
         first.gate.clear()
@@ -126,42 +127,46 @@ async def test_an_engine_that_dies_in_mid_stream_ends_the_stream_with_a_typed_er
         await until(lambda: "a/1" in first.active)
         first.exit.set_result(EngineExit(-9, ("out of luck",)))
         first.gate.set()
-        _, error = await streaming
-        assert isinstance(error, ErrorInfo)
-        assert (error.code, error.retriable, error.pool_id) == ("WORKER_RESET", True, "pool")
-        await until(lambda: len(running.adapters) == 2)
-        await running.ready(gateway)
-        await submit(gateway, "b", 3)
-        assert (await collect(gateway, "b"))[0] == texts(0, 3)
+        got, end = await streaming
+        assert isinstance(end, End)
+        assert got == texts(0, 50)
+        assert len(running.adapters) == 2
 
 
-@pytest.mark.req("ORCH-3025")
-async def test_a_lost_replica_ends_its_streams_with_a_typed_error() -> None:
+@pytest.mark.req("ORCH-3009", "ORCH-3023", "ORCH-2002")
+async def test_a_task_whose_replica_is_lost_waits_for_another_and_goes_on() -> None:
     async with cluster() as (running, gateway):
         running.adapters[0].gate.clear()
         await submit(gateway, "a", 50, prompt="gated")
         streaming = asyncio.create_task(collect(gateway, "a"))
         await until(lambda: "a/1" in running.adapters[0].active)
         await running.stop_replica()
-        _, error = await streaming
-        assert isinstance(error, ErrorInfo)
-        assert error.code == "WORKER_RESET"
+        await asyncio.sleep(0.05)
+        assert not streaming.done()
+        running.start_replica()
+        got, end = await streaming
+        assert isinstance(end, End)
+        assert got == texts(0, 50)
 
 
-@pytest.mark.req("ORCH-3025", "ORCH-2006")
-async def test_without_its_scheduler_an_ingress_answers_with_a_typed_error() -> None:
+@pytest.mark.req("ORCH-3009", "ORCH-3025", "ORCH-2006")
+async def test_without_its_scheduler_an_ingress_refuses_with_a_typed_error_and_streams_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(questions, "SCHEDULER_WAIT_S", 0.05)
     async with cluster() as (running, gateway):
         running.adapters[0].gate.clear()
         await submit(gateway, "a", 50, prompt="gated")
         streaming = asyncio.create_task(collect(gateway, "a"))
         await until(lambda: "a/1" in running.adapters[0].active)
         await running.scheduler.close()
-        _, error = await streaming
-        assert isinstance(error, ErrorInfo)
-        assert error.retriable
         with pytest.raises(OrchError) as refused:
             await gateway.status("a", "acme")
-        assert refused.value.info.code == "POOL_UNAVAILABLE"
+        assert (refused.value.info.code, refused.value.info.retriable) == ("POOL_UNAVAILABLE", True)
+        running.adapters[0].gate.set()
+        got, end = await streaming
+        assert isinstance(end, End)
+        assert got == texts(0, 50)
 
 
 @pytest.mark.req("ORCH-3029", "OC-CTRL-2023", "OC-CTRL-2021")

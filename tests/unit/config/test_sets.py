@@ -23,7 +23,8 @@ TEXT = """\
 pools:
   - &first {id: a, engine: llamacpp, model: smollm2-135m-instruct, accelerator: cpu-dev, queue: {capacity: 10}}
   - {id: b, engine: llamacpp, model: smollm2-135m-instruct, accelerator: cpu-dev, ctx: 4096,
-     queue: {capacity: 5, full_policy: shed-low-priority}, timeouts: {wall_ms: 7, idle_ms: 3}}
+     queue: {capacity: 5, full_policy: shed-low-priority},
+     timeouts: {wall_ms: 7, idle_ms: 3, first_token_ms: 4, queue_ms: 5}}
   - {id: c, engine: llamacpp, model: smollm2-135m-instruct, accelerator: cpu-dev, queue: {capacity: 20},
      admission: {priorities: [{name: interactive, queue_capacity: 4}]}}
 results: {ttl_ms: 1, tasks_max: 2, bytes_max: 3}
@@ -66,6 +67,7 @@ def test_like_pools_form_one_set_and_their_capacities_add_up() -> None:
     )
     assert {queue.full_policy for queue in single.queues} == {"shed-low-priority"}
     assert (single.ctx, single.wall_timeout_ms, single.idle_timeout_ms) == (4096, 7, 3)
+    assert (single.first_token_timeout_ms, single.queue_timeout_ms) == (4, 5)
     assert built.results == ResultPolicy(ttl_ms=1, tasks_max=2, bytes_max=3)
 
 

@@ -95,10 +95,12 @@ def test_an_attempt_that_delivered_nothing_is_tried_again_three_times_at_most() 
 @pytest.mark.parametrize(
     ("error", "tokens_out", "code"), [(NEVER, 0, "INTERNAL"), (AGAIN, 1, "INTERNAL"), (None, 1, "WORKER_RESET")]
 )
-def test_what_delivered_something_or_cannot_succeed_is_not_tried_again(
+def test_what_cannot_be_repeated_or_cannot_succeed_is_not_tried_again(
     error: ErrorInfo | None, tokens_out: int, code: str
 ) -> None:
-    failed = outcome(running().tell(ended("t", result="failed", error=error, tokens_out=tokens_out)))
+    core = Core(ready=(replica(),))
+    core.submit("t", determinism="best_effort")
+    failed = outcome(core.tell(ended("t", result="failed", error=error, tokens_out=tokens_out)))
     assert failed.error is not None
     assert (failed.error.code, failed.error.engine, failed.error.pool_id) == (code, "llamacpp", "pool-a")
 
@@ -223,9 +225,9 @@ def test_the_largest_deadline_is_taken() -> None:
 @pytest.mark.parametrize(
     "event", [ReplicaLost("r0", "eof"), ReplicaUnready("r0", "crash"), ReplicaLoading("r0", "pool-a")]
 )
-def test_a_lost_engine_fails_its_attempts_and_voids_its_slots(event: ReplicaLost) -> None:
+def test_a_lost_engine_ends_what_cannot_be_repeated_and_voids_its_slots(event: ReplicaLost) -> None:
     core = Core(ready=(replica(slots=2),))
-    core.submit("t")
+    core.submit("t", determinism="best_effort")
     core.submit("c")
     core.cancel("c")
     core.tell(TokensProgressed("t", 1, 4, 0))

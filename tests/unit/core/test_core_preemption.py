@@ -259,12 +259,12 @@ def test_a_replica_lost_while_it_stops_lets_the_task_wait_for_another() -> None:
 
 
 @pytest.mark.req("ORCH-3086")
-def test_a_resumed_attempt_that_fails_ends_its_task() -> None:
+def test_a_resumed_attempt_that_differs_ends_its_task() -> None:
     made = busy()
     urgent(made)
     made.tell(ended("low", result="stopped", tokens_out=5, digest=9))
     served(made, "high")
-    differs = ErrorInfo(code="WORKER_RESET", message="the tokens made again differ", retriable=True)
+    differs = ErrorInfo(code="WORKER_RESET", message="the tokens made again differ", retriable=False)
     outcome = one(made.tell(ended("low", 2, result="failed", error=differs)), Finish).outcome
     assert (outcome.state, outcome.error and outcome.error.code) == ("failed", "WORKER_RESET")
 

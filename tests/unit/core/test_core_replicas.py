@@ -3,7 +3,7 @@
 import pytest
 
 from contracts.scheduling import RefuseReplica, ReplicaLoading, ReplicaLost, ReplicaReady, ReplicaUnready, Start
-from tests.unit.core.core_kit import Core, of, one, replica, replica_set
+from tests.unit.core.core_kit import Core, ended, of, one, replica, replica_set, started
 
 
 @pytest.mark.req("ORCH-3046")
@@ -74,8 +74,9 @@ def test_waiting_tasks_outlive_an_outage() -> None:
     core.submit("t")
     core.submit("w")
     core.tell(ReplicaLost("r0", "gone"))
-    status = core.scheduler.status(core.now_ms, "w", "acme")
+    status = core.scheduler.status(core.now_ms, "t", "acme")
     assert status is not None
     # The load guess of 10 s, since nobody runs and nobody is ahead.
     assert (status.state, status.queue_position, status.predicted_start_ms) == ("queued", 0, 10_000)
-    assert one(core.tell(ReplicaReady(replica("r9"))), Start).task_id == "w"
+    assert one(core.tell(ReplicaReady(replica("r9"))), Start).task_id == "t"
+    assert started(core.tell(ended("t", 2, "r9"))) == [("w", 1, "r9")]

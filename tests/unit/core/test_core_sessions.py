@@ -4,6 +4,7 @@ import pytest
 
 from contracts.policies import BudgetPolicy, SessionPolicy
 from contracts.tasks import Budgets
+from orchestrator.core.changes import Changes
 from orchestrator.core.records import NS_PER_MS
 from orchestrator.core.residency import Residency
 from orchestrator.core.sessions import EXPIRED_PER_SWEEP, Session, Sessions
@@ -19,7 +20,7 @@ def kit(
     residency.add_replica("r0", kv_tokens)
     residency.add_replica("r1", kv_tokens)
     policy = SessionPolicy(1000, turns_max, sessions_max, budget or BudgetPolicy())
-    return Sessions(policy, residency), residency
+    return Sessions(policy, residency, Changes()), residency
 
 
 def start(sessions: Sessions, now_ns: int = 0, name: str = "s", asked: int = 10) -> Session:
@@ -261,7 +262,7 @@ def test_without_bounds_there_are_no_budgets_to_tell() -> None:
 )
 def test_bad_numbers_are_refused(policy: SessionPolicy, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Sessions(policy, Residency())
+        Sessions(policy, Residency(), Changes())
 
 
 @pytest.mark.req("ORCH-3022")

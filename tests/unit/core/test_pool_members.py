@@ -119,8 +119,9 @@ def test_an_engine_that_loads_by_itself_counts_as_failed() -> None:
     fleet.up("pool-a-0")
     fleet.submit("t")
     assert ("restart", "pool-a-0") in changes(fleet.come("pool-a-0"))
-    assert fleet.state_of("t") == "failed"
+    assert fleet.state_of("t") == "queued"
     assert one(fleet.pass_ms(500), LaunchEngine).replica_id == "pool-a-0"
+    assert started(fleet.ready("pool-a-0")) == [("t", 2, "pool-a-0")]
 
 
 @pytest.mark.req("ORCH-3011", "OC-POOL-3020")
@@ -216,8 +217,10 @@ def test_what_fails_while_it_drains_is_retired() -> None:
     fleet.submit("t0")
     drain(fleet, "pool-a-0", 5_000)
     assert of(fleet.fail("pool-a-0"), RetireReplica)
-    assert fleet.members == []
-    assert fleet.state_of("t0") == "failed"
+    # What ran on it goes on elsewhere: it brings another replica.
+    assert fleet.members == ["pool-a-1"]
+    fleet.up("pool-a-1")
+    assert fleet.state_of("t0") == "running"
 
 
 # ------------------------------------------------------------------ how many

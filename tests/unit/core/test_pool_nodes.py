@@ -155,7 +155,7 @@ def test_when_no_node_is_left_everything_waits_for_one() -> None:
     fleet.submit("t")
     fleet.tell(ReplicaUnplaced("pool-a-1", 1, "no 4 CPUs are free"))
     assert changes(fleet.see()) == [("restart", "pool-a-0"), ("restart", "pool-a-1")]
-    assert fleet.state_of("t") == "failed"
+    assert fleet.state_of("t") == "queued"
     orders = of(fleet.pass_ms(500), OrderReplica)
     assert [(each.order.replica_id, each.order.node_id) for each in orders] == [("pool-a-0", ""), ("pool-a-1", "")]
     assert fleet.scheduler.readiness() == {"pool-a": "unavailable: pool pool-a: no node is known"}
@@ -164,6 +164,7 @@ def test_when_no_node_is_left_everything_waits_for_one() -> None:
     assert placed(fleet) == {"pool-a-0": "n0", "pool-a-1": "n1"}
     fleet.up("pool-a-0", "pool-a-1")
     assert fleet.home_ready() == ["pool-a-0", "pool-a-1"]
+    assert fleet.state_of("t") == "running"
     assert (fleet.pool().failures, fleet.member("pool-a-0").failures) == (0, 0)
 
 

@@ -140,7 +140,7 @@ def test_a_task_that_waits_for_nobody_brings_a_replica_at_once() -> None:
     assert changes(commands) == [("retired", "pool-a-0"), ("scaled_up", ""), ("ordered", "pool-a-1")]
     assert len(of(commands, OrderReplica)) == 1
     fleet.up("pool-a-1")
-    assert fleet.state_of("w0") == "running"
+    assert [fleet.state_of("t0"), fleet.state_of("w0")] == ["running", "queued"]
 
 
 @pytest.mark.req("ORCH-3018", "ORCH-3031")

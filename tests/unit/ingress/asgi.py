@@ -8,14 +8,14 @@ from typing import Any
 from uuid import uuid4
 
 from contracts import openapi_examples as ex
-from orchestrator.ingress.settings import IngressSettings, Key
+from orchestrator.ingress.settings import ALL_ROLES, IngressSettings, Key
 
 KEY = "llorch-test-key"
 OTHER_KEY = "llorch-other-key"
 SETTINGS = IngressSettings(
     keys=(
-        Key("test", "acme", hashlib.sha256(KEY.encode()).hexdigest()),
-        Key("other", "rival", hashlib.sha256(OTHER_KEY.encode()).hexdigest()),
+        Key("test", "acme", hashlib.sha256(KEY.encode()).hexdigest(), ALL_ROLES),
+        Key("other", "rival", hashlib.sha256(OTHER_KEY.encode()).hexdigest(), ALL_ROLES),
     ),
     body_max_bytes=10_000,
     keepalive_ms=60_000,

@@ -237,7 +237,7 @@ async def test_a_client_that_leaves_cancels_only_what_asked_for_it(
     gateway.feed(ex.TASK_ID, ex.STARTED, Tokens(0, ["a"]))
     await until(lambda: len(exchange.events) == 2)
     await leave(exchange, how, gateway)
-    await app._departures.drain()
+    await app._data.departures.drain()
     assert gateway.canceled == ([ex.TASK_ID] if canceled else [])
     assert gateway.streams_open == 0
     assert len(exchange.events) == 2
@@ -249,7 +249,7 @@ async def test_a_client_that_leaves_after_the_end_cancels_nothing(app: Any, gate
     exchange = Exchange(app, "POST", "/v1/tasks", task_body(), accept="text/event-stream").start()
     await exchange.done()
     exchange.disconnect()
-    await app._departures.drain()
+    await app._data.departures.drain()
     assert gateway.canceled == []
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -270,7 +270,7 @@ async def test_a_one_call_client_that_leaves_amid_the_submission_cancels_the_tas
     exchange.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await exchange.task
-    await app._departures.drain()  # type: ignore[attr-defined]
+    await app._data.departures.drain()  # type: ignore[attr-defined]
     assert gateway.canceled == [ex.TASK_ID]
 
 

@@ -1,0 +1,126 @@
+"""The scheduler's Ray actor: one for the cluster, on the head node, started again by Ray on the same journal."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import ray
+import structlog
+from ray.util import get_node_ip_address
+
+from contracts.messages import Endpoint
+from contracts.policies import SchedulerConfig
+from orchestrator.cluster import logs
+from orchestrator.cluster.actors import NAMESPACE, ON_THE_HEAD, SCHEDULER, node_id
+from orchestrator.cluster.journal.errors import JournalError
+from orchestrator.cluster.journal.store import Storage
+from orchestrator.cluster.scheduler_service import SchedulerService
+
+log = structlog.get_logger(__name__)
+
+START_TIMEOUT_S: Final = 60.0
+#: Objects made between two collections of the scheduler process, by generation.
+GC_THRESHOLDS: Final = (50_000, 20, 100)
+#: How long an answer may take that is due.
+ANSWER_TIMEOUT_S: Final = 5.0
+_POLL_S: Final = 0.2
+
+
+class SchedulerActor:
+    """The one scheduler of the cluster; listens from its first `endpoint` call on."""
+
+    def __init__(self, config: SchedulerConfig, secret: bytes, storage: Storage) -> None:
+        logs.configure()
+        self._config = config
+        self._secret = secret
+        self._storage = storage
+        self._service: SchedulerService | None = None
+        self._starting: asyncio.Task[Endpoint] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        with contextlib.suppress(ValueError):  # not on the main thread: then it is killed, which loses nothing either
+            signal.signal(signal.SIGTERM, lambda _number, _frame: self._terminated())
+
+    async def secret(self) -> bytes:
+        """The cluster's secret, for what is deployed later; whoever can call actors is inside the cluster."""
+        return self._secret
+
+    async def endpoint(self) -> Endpoint:
+        """Where it listens. Raises JournalError while what was kept cannot be read; the next call tries again."""
+        if self._starting is None or (self._starting.done() and self._starting.exception() is not None):
+            # Made here and not in __init__: the service belongs to the actor's event loop.
+            self._loop = asyncio.get_running_loop()
+            self._service = SchedulerService(self._config, self._secret, storage=self._storage)
+            self._starting = asyncio.create_task(self._start(self._service))
+        return await asyncio.shield(self._starting)
+
+    async def _start(self, service: SchedulerService) -> Endpoint:
+        endpoint = await service.start(node_id(), get_node_ip_address())
+        # What was loaded by now stays, and the core makes no cycles: full collections would only pause it.
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+        return endpoint
+
+    async def shutdown(self, deadline_ms: int) -> tuple[int, int]:
+        """Accept and start nothing more, and let what runs end for so long: (running, waiting) that are left."""
+        await self.endpoint()
+        assert self._service is not None
+        left = await self._service.shutdown(deadline_ms)
+        return left.running, left.waiting
+
+    def _terminated(self) -> None:
+        if self._loop is None:
+            os._exit(1)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+
+    async def _end(self) -> None:
+        """Commit what waits and end the process; Ray starts it again."""
+        log.warning("scheduler.terminated")
+        try:
+            if self._service is not None:
+                await self._service.close()
+        finally:
+            os._exit(1)
+
+
+def start_scheduler(config: SchedulerConfig, secret: bytes, storage: Storage) -> Any:
+    """Start the scheduler actor and wait until it listens. Raises JournalError."""
+    actor = (
+        ray.remote(SchedulerActor)
+        .options(
+            name=SCHEDULER,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=1000,
+            num_cpus=0,
+            resources=ON_THE_HEAD,
+        )
+        .remote(config, secret, storage)
+    )
+    try:
+        ray.get(actor.endpoint.remote(), timeout=START_TIMEOUT_S)
+    except BaseException as failed:
+        ray.kill(actor)  # it is detached, and would be taken for a service that is up
+        if isinstance(failed, ray.exceptions.RayTaskError) and isinstance(failed.cause, JournalError):
+            raise failed.cause from None
+        raise
+    return actor
+
+
+def drain_scheduler(deadline_ms: int, is_hurried: Callable[[], bool]) -> tuple[int, int] | None:
+    """Have the scheduler end its work: (running, waiting) that are left; None without an answer."""
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):  # it is gone: nothing is left to be ended
+        actor = ray.get_actor(SCHEDULER, namespace=NAMESPACE)
+        answer = actor.shutdown.remote(deadline_ms)
+        until = time.monotonic() + deadline_ms / 1000 + ANSWER_TIMEOUT_S
+        while time.monotonic() < until and not is_hurried():
+            if ray.wait([answer], timeout=_POLL_S)[0]:
+                left: tuple[int, int] = ray.get(answer)
+                return left
+    return None
