@@ -1,5 +1,6 @@
 """Structured logs, one JSON object a line, for every process of the service."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -37,6 +38,21 @@ def _level() -> int:
     return logging.getLevelNamesMapping().get(os.environ.get("LLORCH_LOG_LEVEL", "").upper(), logging.INFO)
 
 
+class BestEffort:
+    """A file descriptor as a file that takes what it can: a full disk must not end those who log about it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, line: bytes) -> int:
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, line)
+        return len(line)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
 def configure() -> None:
     """Log JSON to the process's own standard error.
 
@@ -55,6 +71,6 @@ def configure() -> None:
             structlog.processors.JSONRenderer(serializer=_json),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_level()),
-        logger_factory=structlog.BytesLoggerFactory(file=cast(BinaryIO, sys.__stderr__.buffer)),
+        logger_factory=structlog.BytesLoggerFactory(file=cast(BinaryIO, BestEffort(sys.__stderr__.fileno()))),
         cache_logger_on_first_use=True,
     )

@@ -148,7 +148,7 @@ class Writer:
             changes.add(self._waiting)
             self._waiting = changes
         if undone or not self._is_down:
-            expected = isinstance(error, sqlite3.Error | OSError)
-            log.error("journal.failed", error=str(error), undone=len(undone), exc_info=None if expected else error)
             self._is_down = True
             self._failed(str(error), undone)
+            expected = isinstance(error, sqlite3.Error | OSError)
+            log.error("journal.failed", error=str(error), undone=len(undone), exc_info=None if expected else error)

@@ -1,0 +1,25 @@
+"""A log that cannot be written ends nobody: the disk may be the one that the log tells of."""
+
+import os
+
+import pytest
+import structlog
+
+from orchestrator.cluster.logs import BestEffort
+
+
+@pytest.mark.req("ORCH-3051")
+def test_lines_for_a_full_disk_are_dropped_and_later_ones_come() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    read, write = os.pipe()
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            os.write(full, b"x")
+        logger = structlog.BytesLogger(BestEffort(full))  # type: ignore[arg-type]
+        logger.error(b"the disk is full")
+        os.dup2(write, full)  # there is room again
+        logger.error(b"it is not")
+        assert os.read(read, 100) == b"it is not\n"
+    finally:
+        for descriptor in (full, read, write):
+            os.close(descriptor)
