@@ -23,6 +23,7 @@ from orchestrator.cluster.connection import ChannelError
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.cluster.pool_manager import PoolManager
 from orchestrator.cluster.replica_host import ReplicaHost
+from orchestrator.cluster.terminating import when_terminated
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,8 @@ MANAGER: Final = "pool-manager"
 #: Placement groups of replicas begin with this.
 GROUP_PREFIX: Final = "llorch-"
 STOP_TIMEOUT_S: Final = 10.0
+#: How long attempts may go on in a replica whose process is asked to end.
+FINISH_S: Final = 10.0
 #: What only the head node has: a lost GPU node must not take scheduler or manager along.
 ON_THE_HEAD: Final = {"node:__internal_head__": 0.001}
 
@@ -50,15 +53,17 @@ class ReplicaActor:
         self._spec = spec
         self._make_adapter = make_adapter
         self._secret = secret
+        self._host: ReplicaHost | None = None
         self._running: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Serve until stopped; whoever calls it again waits for the same end. Readiness is told to the scheduler."""
         if self._running is None:
-            host = ReplicaHost(
+            self._host = ReplicaHost(
                 self._spec, self._make_adapter, self._secret, locate_scheduler, node_id(), get_node_ip_address()
             )
-            self._running = asyncio.create_task(host.run())
+            self._running = asyncio.create_task(self._host.run())
+            when_terminated(self._finish)
         # A manager that is gone cancels its call, not the replica.
         await asyncio.wait({self._running})
         if not self._running.cancelled() and (crashed := self._running.exception()) is not None:
@@ -70,6 +75,12 @@ class ReplicaActor:
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
+
+    async def _finish(self) -> None:
+        """What runs may end; what does not goes on elsewhere."""
+        assert self._host is not None
+        await self._host.finish(FINISH_S)
+        await self.stop()
 
 
 class PoolManagerActor:

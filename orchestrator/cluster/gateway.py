@@ -4,8 +4,11 @@ One multiplexed connection to the scheduler and one to each replica that serves 
 outlive both: what a lost scheduler would have told is asked of the next one.
 """
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Final
 
 import structlog
 
@@ -26,6 +29,8 @@ from orchestrator.cluster.watching import Watching
 
 log = structlog.get_logger(__name__)
 
+_FINISH_POLL_S: Final = 0.05
+
 
 class ClusterGateway(PoolQuestions):
     """Implements `contracts.gateway.Gateway` over the channel."""
@@ -40,6 +45,12 @@ class ClusterGateway(PoolQuestions):
     def start(self) -> None:
         """Begin to connect; must be called on the event loop that serves requests."""
         self._scheduler.start()
+
+    async def finish(self, timeout_s: float) -> None:
+        """Wait until no stream is open, for so long at most."""
+        until_s = time.monotonic() + timeout_s
+        while self._streams and time.monotonic() < until_s:
+            await asyncio.sleep(_FINISH_POLL_S)
 
     async def close(self) -> None:
         await self._watching.close()

@@ -4,6 +4,7 @@ What the ingress does with a request is injected (`make_frontend`); here is only
 the channel need.
 """
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
@@ -14,7 +15,8 @@ from contracts.gateway import Gateway
 from orchestrator.cluster import logs
 from orchestrator.cluster.actors import locate_scheduler, node_id
 from orchestrator.cluster.gateway import ClusterGateway
-from orchestrator.cluster.listener import Door, Listener
+from orchestrator.cluster.listener import SHUTDOWN_GRACE_S, Door, Listener
+from orchestrator.cluster.terminating import when_terminated
 
 #: Requests one ingress replica serves at a time through HAProxy, streams included.
 ONGOING_REQUESTS_MAX = 10_000
@@ -84,11 +86,17 @@ class Ingress:
     async def __serve_build_asgi_app__(self) -> Any:
         self._gateway.start()
         self._listener.start()
+        when_terminated(self._leave)
         return self._frontend.asgi
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica is to end: what is open may end, then streams go on at another one."""
         await self._listener.stop()
+        await self._gateway.close()
+
+    async def _leave(self) -> None:
+        """The same without Serve's knowledge: what came through HAProxy is open, too, and has as much time."""
+        await asyncio.gather(self._listener.stop(), self._gateway.finish(SHUTDOWN_GRACE_S))
         await self._gateway.close()
 
     async def submit(self, request: dict[str, Any], tenant: str = "default") -> dict[str, Any]:

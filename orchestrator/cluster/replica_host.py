@@ -7,8 +7,9 @@ what has ended meanwhile. All loops run until the host is closed.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -16,10 +17,11 @@ import structlog
 from contracts import messages as wire
 from contracts import scheduling as ev
 from contracts.engine import AdapterFactory, EngineAdapter, EngineError, EngineExit, EngineSpec
-from contracts.pools import FaultKind, ReplicaFaulted
+from contracts.pools import ReplicaFaulted
 from contracts.tasks import ReplicaInfo
 from orchestrator.cluster.channel import ChannelServer
 from orchestrator.cluster.connection import Connection
+from orchestrator.cluster.engine_down import Down, down_of
 from orchestrator.cluster.gpus.watch import GpuFault
 from orchestrator.cluster.outstanding import Outstanding
 from orchestrator.cluster.preload import Preload, replica_info
@@ -34,14 +36,7 @@ log = structlog.get_logger(__name__)
 GAUGES_INTERVAL_S: Final = 5.0
 #: An engine that stopped answering may have ended: how long its exit status is waited for, which says why.
 LAST_WORDS_S: Final = 1.0
-
-
-class Down(NamedTuple):
-    """Why an engine does not serve (any more)."""
-
-    kind: FaultKind
-    reason: str
-    stderr: tuple[str, ...] = ()
+_FINISH_POLL_S: Final = 0.05
 
 
 class ReplicaHost:
@@ -82,6 +77,16 @@ class ReplicaHost:
             self._uplink.close()
             await self._server.close()
             await asyncio.to_thread(self._preload.stop)
+
+    async def finish(self, timeout_s: float) -> None:
+        """Take nothing new; returns when what runs has ended and the scheduler knows, after so long at most."""
+        if self._service is None:
+            return
+        until_s = time.monotonic() + timeout_s
+        self._ready = None  # a link that is made anew must not offer this engine again
+        self._report(ReplicaFaulted(self._spec.replica_id, "actor", "its process was asked to end"))
+        while ((self._service and self._service.occupied()) or self._outstanding.ends()) and time.monotonic() < until_s:
+            await asyncio.sleep(_FINISH_POLL_S)
 
     @property
     def _waiting(self) -> ev.ReplicaLoading:
@@ -181,7 +186,7 @@ class ReplicaHost:
     def _tell_end(self, exited: "asyncio.Task[EngineExit]", is_broken: bool) -> None:
         """Say why nothing is served any more; a replica that is ended tells by its link."""
         if exited.done():
-            self._tell_down(_down(exited.result()))
+            self._tell_down(down_of(exited.result()))
         elif self._gpu_down.done():
             self._tell_down(self._gpu_down.result())
         elif self._launch.done():
@@ -236,11 +241,6 @@ class ReplicaHost:
                 service.stop(message)
             elif isinstance(message, wire.Measure):
                 service.measure(message)
-
-
-def _down(end: EngineExit) -> Down:
-    tail = f": {end.stderr_tail[-1]}" if end.stderr_tail else ""
-    return Down(end.kind, f"the engine process ended with status {end.status}{tail}", end.stderr_tail)
 
 
 def _ignore(_connection: Connection) -> None:

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import os
-import signal
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -20,6 +18,7 @@ from orchestrator.cluster.actors import NAMESPACE, ON_THE_HEAD, SCHEDULER, node_
 from orchestrator.cluster.journal.errors import JournalError
 from orchestrator.cluster.journal.store import Storage
 from orchestrator.cluster.scheduler_service import SchedulerService
+from orchestrator.cluster.terminating import when_terminated
 
 log = structlog.get_logger(__name__)
 
@@ -41,9 +40,6 @@ class SchedulerActor:
         self._storage = storage
         self._service: SchedulerService | None = None
         self._starting: asyncio.Task[Endpoint] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        with contextlib.suppress(ValueError):  # not on the main thread: then it is killed, which loses nothing either
-            signal.signal(signal.SIGTERM, lambda _number, _frame: self._terminated())
 
     async def secret(self) -> bytes:
         """The cluster's secret, for what is deployed later; whoever can call actors is inside the cluster."""
@@ -51,9 +47,10 @@ class SchedulerActor:
 
     async def endpoint(self) -> Endpoint:
         """Where it listens. Raises JournalError while what was kept cannot be read; the next call tries again."""
+        if self._starting is None:
+            when_terminated(self._close)
         if self._starting is None or (self._starting.done() and self._starting.exception() is not None):
             # Made here and not in __init__: the service belongs to the actor's event loop.
-            self._loop = asyncio.get_running_loop()
             self._service = SchedulerService(self._config, self._secret, storage=self._storage)
             self._starting = asyncio.create_task(self._start(self._service))
         return await asyncio.shield(self._starting)
@@ -72,19 +69,10 @@ class SchedulerActor:
         left = await self._service.shutdown(deadline_ms)
         return left.running, left.waiting
 
-    def _terminated(self) -> None:
-        if self._loop is None:
-            os._exit(1)
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop)
-
-    async def _end(self) -> None:
-        """Commit what waits and end the process; Ray starts it again."""
-        log.warning("scheduler.terminated")
-        try:
-            if self._service is not None:
-                await self._service.close()
-        finally:
-            os._exit(1)
+    async def _close(self) -> None:
+        """Commit what waits; tasks that run go on at their replicas."""
+        if self._service is not None:
+            await self._service.close()
 
 
 def start_scheduler(config: SchedulerConfig, secret: bytes, storage: Storage) -> Any:

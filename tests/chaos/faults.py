@@ -63,6 +63,8 @@ class Faults:
             verb, _, what = plan.kind.partition(" ")
             if verb == "kill":
                 self._kill(plan, record)
+            elif verb == "end":
+                self._end(plan, what, record)
             elif verb == "stop":
                 self._pause(plan, what, record)
             elif verb == "cut":
@@ -125,6 +127,26 @@ class Faults:
                     self._broken.add(kind)
                     return kind
         return ""
+
+    def _end(self, plan: FaultPlan, what: str, record: FaultRecord) -> None:
+        """SIGTERM, as a rolling restart does it, one of a kind at a time: the process ends in order."""
+        kinds, until_s = (f"kill {what}",), self._now_s() + PATIENCE_S
+        while not (kind := self._free_kind(kinds)):
+            if self._now_s() > until_s or self._stop.is_set():
+                record.note = _MISSING_NOTE
+                return self._note(record)
+            time.sleep(PERIOD_S)
+        try:
+            pid = self._victim(what, plan.pick)
+            record.victim, record.at_s = f"{what} {pid}", self._now_s()
+            os.kill(pid, signal.SIGTERM)
+            self._note(record)
+            self._follow(record, what, pid)
+            record.until_s = record.back_s
+        finally:
+            with self._lock:
+                self._broken.discard(kind)
+        return None
 
     def _follow(self, record: FaultRecord, what: str, pid: int) -> None:
         """Note when the kind is whole again; for a node, when all is that died with it; HAProxy, when it serves."""

@@ -169,7 +169,7 @@ def _ingress(faults: Sequence[FaultRecord], histories: Sequence[TaskHistory]) ->
 
     Not while the scheduler is away as well: nobody else knows where a task runs.
     """
-    away = [fault for fault in faults if fault.kind in ("kill scheduler", "stop scheduler")]
+    away = [fault for fault in faults if fault.kind in ("kill scheduler", "stop scheduler", "end scheduler")]
     killed_s = [fault.at_s for fault in faults if fault.kind == "kill ingress"]
     gaps = [
         gap_s

@@ -6,6 +6,7 @@ else stays to be written.
 """
 
 import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping
@@ -54,7 +55,7 @@ class Writer:
     def start(self, durable: OnDurable, failed: OnFailed, restored: OnRestored) -> None:
         """Begin to commit."""
         self._durable, self._failed, self._restored = durable, failed, restored
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="journal", daemon=True)
         self._thread.start()
 
     def put(self, records: list[Record], payloads: Mapping[str, bytes], transcripts: Mapping[str, bytes | None]) -> int:
@@ -80,6 +81,15 @@ class Writer:
         return True
 
     # ------------------------------------------------------------------ in the thread
+
+    def _live(self) -> None:
+        """Commit until closed. Without this thread nothing would be durable any more: the process ends with it."""
+        try:
+            self._run()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                log.exception("journal.crashed")
+            os._exit(1)  # Ray starts the scheduler again, on what is durable
 
     def _run(self) -> None:
         while True:

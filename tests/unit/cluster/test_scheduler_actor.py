@@ -61,22 +61,20 @@ async def test_a_folder_that_was_taken_is_tried_again(tmp_path: Path, monkeypatc
     monkeypatch.setattr(scheduler_actor.logs, "configure", lambda: None)
     monkeypatch.setattr(scheduler_actor.gc, "freeze", lambda: None)
     monkeypatch.setattr(scheduler_actor.gc, "set_threshold", lambda *_: None)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        actor = SchedulerActor(CONFIG, SECRET, Storage(str(tmp_path)))
-        other, _ = Journal.open(tmp_path)
-        with pytest.raises(JournalBusyError):
-            await actor.endpoint()
-        other._writer.close(0)
-        other._folder.close()
-        first, second = await asyncio.gather(actor.endpoint(), actor.endpoint())
-        assert first == second
-        assert first.epoch == 2
-        assert await actor.shutdown(1000) == (0, 0)
-        assert actor._service is not None
-        await actor._service.close()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    ends: list[object] = []
+    monkeypatch.setattr(scheduler_actor, "when_terminated", ends.append)
+    actor = SchedulerActor(CONFIG, SECRET, Storage(str(tmp_path)))
+    other, _ = Journal.open(tmp_path)
+    with pytest.raises(JournalBusyError):
+        await actor.endpoint()
+    other._writer.close(0)
+    other._folder.close()
+    first, second = await asyncio.gather(actor.endpoint(), actor.endpoint())
+    assert first == second
+    assert first.epoch == 2
+    assert await actor.shutdown(1000) == (0, 0)
+    assert ends == [actor._close]
+    await actor._close()
 
 
 @pytest.mark.parametrize("failure", [ray.exceptions.GetTimeoutError("slow"), KeyboardInterrupt()])
