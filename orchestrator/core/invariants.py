@@ -201,13 +201,14 @@ def _check_quotas(state: State) -> None:
 
 def _check_retention(state: State) -> None:
     kept = state.retention.records()
+    are_kept = {id(record) for record in kept}
     assert len(kept) <= state.results.tasks_max, f"{len(kept)} ended tasks kept"
     assert state.retention.bytes == sum(r.transcript_bytes for r in kept), "byte sum of ended tasks is wrong"
     assert state.retention.bytes <= state.results.bytes_max, f"{state.retention.bytes} bytes kept"
     for record in state.tasks.values():
         if is_over(record):
             lingers = record.expired and record.slots_held > 0
-            assert (record in kept) != lingers, f"task {record.task.task_id}: kept twice or not at all"
+            assert (id(record) in are_kept) != lingers, f"task {record.task.task_id}: kept twice or not at all"
     for record in kept:
         age_ns = state.now_ns - record.ended_ns
         assert age_ns < state.results.ttl_ms * NS_PER_MS, f"task {record.task.task_id}: {age_ns} ns old"
