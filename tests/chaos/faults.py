@@ -13,7 +13,7 @@ from typing import Final
 from tests.chaos.cluster import ChaosCluster
 from tests.chaos.history import FaultRecord
 from tests.chaos.plan import FaultPlan
-from tests.chaos.sockets import cut, links
+from tests.chaos.sockets import Link, cut, links, lossy
 from tests.chaos.watch import PERIOD_S, Watch
 
 #: A victim that is not back by then is told as such.
@@ -69,6 +69,8 @@ class Faults:
                 self._pause(plan, what, record)
             elif verb == "cut":
                 self._cut(plan, what.split()[0], record)
+            elif verb == "lose":
+                self._lose(plan, what.split()[0], record)
             elif plan.kind == "disk full":
                 self._fill_disk(plan, record)
             else:
@@ -187,17 +189,41 @@ class Faults:
 
     def _cut(self, plan: FaultPlan, what: str, record: FaultRecord) -> None:
         """Shut one connection of a channel down, from outside."""
-        until_s = self._now_s() + PATIENCE_S
-        while not (found := links(pid) if (pid := self._awaited_victim(what, plan)) else []):
-            if self._now_s() > until_s or self._stop.is_set():
-                record.note = _MISSING_NOTE
-                return self._note(record)
-            time.sleep(PERIOD_S)
-        chosen = found[int(plan.pick * 7919 % 1 * len(found))]
-        record.victim, record.at_s = f"{what} {pid}, {chosen.name}", self._now_s()
-        cut(pid, chosen.fd)
+        found = self._link(plan, what)
+        if found is None:
+            record.note = _MISSING_NOTE
+            return self._note(record)
+        pid, link = found
+        record.victim, record.at_s = f"{what} {pid}, {link.name}", self._now_s()
+        cut(pid, link.fd)
         record.until_s = record.back_s = self._now_s()
         self._note(record)
+        return None
+
+    def _lose(self, plan: FaultPlan, what: str, record: FaultRecord) -> None:
+        """Nothing that is sent over one connection arrives, for a while."""
+        found = self._link(plan, what, tcp=True)
+        if found is None:
+            record.note = _MISSING_NOTE
+            return self._note(record)
+        pid, link = found
+        record.victim, record.at_s = f"{what} {pid}, {link.name}", self._now_s()
+        with lossy(pid, link.fd):
+            record.until_s = record.at_s + plan.lasts_ms / 1000
+            self._note(record)
+            time.sleep(plan.lasts_ms / 1000)
+        record.back_s = self._now_s()
+        return None
+
+    def _link(self, plan: FaultPlan, what: str, *, tcp: bool = False) -> tuple[int, Link] | None:
+        """A process of a kind and one of the connections to it, as soon as there is any; None: there was none."""
+        until_s = self._now_s() + PATIENCE_S
+        while self._now_s() < until_s and not self._stop.is_set():
+            pid = self._victim(what, plan.pick)
+            found = [link for link in links(pid) if link.is_tcp or not tcp] if pid else []
+            if found:
+                return pid, found[int(plan.pick * 7919 % 1 * len(found))]
+            time.sleep(PERIOD_S)
         return None
 
     def _fill_disk(self, plan: FaultPlan, record: FaultRecord) -> None:

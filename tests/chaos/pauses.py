@@ -17,6 +17,15 @@ RERUN_SLACK_S: Final = 1.0
 #: What a stream may stand still while the scheduler is away: the jitter of a busy machine.
 SCHEDULER_PAUSE_MAX_S: Final = 1.0
 ADMISSION_MAX_S: Final = 5.0
+#: What holds admissions up besides a kill of the scheduler.
+_HOLD_UP: Final = (
+    "stop scheduler",
+    "end scheduler",
+    "disk full",
+    "lose scheduler link",
+    "stop ingress",
+    "kill ingress",
+)
 REATTACH_MAX_S: Final = 1.0
 #: A connection that breaks so soon after a kill broke by it: the kernel closes a dead process's sockets at once.
 BROKEN_BY_S: Final = 0.5
@@ -146,7 +155,10 @@ def _over_s(fault: FaultRecord) -> float:
 
 
 def _admissions(faults: Sequence[FaultRecord], histories: Sequence[TaskHistory]) -> Bound:
-    """Tasks first asked for between a kill of the scheduler and its return: how long until they were admitted."""
+    """Tasks first asked for between a kill of the scheduler and its return: how long until they were admitted.
+
+    Not those that something else held up as well: a scheduler that is stopped or cannot write, a link that loses.
+    """
     waits = [
         each.admitted_s - each.first_asked_s
         for fault in faults
@@ -154,6 +166,10 @@ def _admissions(faults: Sequence[FaultRecord], histories: Sequence[TaskHistory])
         for each in histories
         if each.was_admitted
         and fault.at_s <= each.first_asked_s <= (fault.back_s if fault.back_s >= 0 else fault.at_s + FELT_MAX_S)
+        and not any(
+            other.kind in _HOLD_UP and other.at_s <= each.admitted_s and _over_s(other) >= each.first_asked_s
+            for other in faults
+        )
     ]
     worst = max(waits, default=0.0)
     return Bound(

@@ -43,13 +43,15 @@ TROUBLES: Final[dict[str, tuple[float, int, int]]] = {
     "end scheduler": (1, 0, 0),
     "cut scheduler link": (2, 0, 0),
     "cut replica link": (2, 0, 0),
+    "lose scheduler link": (1, 1000, 6000),
+    "lose replica link": (1, 1000, 6000),
     "disk full": (2, 2000, 3000),
     "clock step": (2, -3_600_000, 3_600_000),
 }
 #: What takes long to be back is killed at its own times alone.
 _NEVER_INSTEAD: Final = ("kill node", "kill haproxy")
 KILL_GAP_S: Final = (4.0, 8.0)
-TROUBLE_GAP_S: Final = (4.0, 9.0)
+TROUBLE_GAP_S: Final = (3.0, 6.5)
 
 
 class Recipe(Struct, frozen=True):

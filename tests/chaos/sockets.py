@@ -1,11 +1,16 @@
-"""Cuts connections of another process from outside: its socket is taken by pidfd_getfd(2) and shut down.
+"""Cuts connections of another process from outside, or loses what comes over them, by a copy of its socket.
 
-The process sees what it sees when a peer or the network goes: end of file on reading, EPIPE on writing.
+The copy is made by pidfd_getfd(2). Cut, the process sees what it sees when a peer goes: end of file on reading, EPIPE
+on writing. Lossy, the kernel drops every segment that arrives at the socket, as a network does that is gone for a
+while: TCP sends them again, later and later, until they are let in or somebody gives up.
 """
 
+import contextlib
 import ctypes
 import os
 import socket
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +23,9 @@ _OURS_FROM_PORT: Final = 20_000
 _SERVE_PORTS: Final = range(30_000, 31_001)
 _ESTABLISHED_TCP, _LISTEN_TCP, _CONNECTED_UNIX = "01", "0A", "03"
 _CHANNEL: Final = "/channel.sock"
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
+#: One instruction of a classic BPF program: return 0, which keeps no byte of a segment.
+_DROP_ALL: Final = struct.pack("HBBI", 0x06, 0, 0, 0)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -28,6 +36,10 @@ class Link(Struct, frozen=True):
     fd: int
     name: str
 
+    @property
+    def is_tcp(self) -> bool:
+        return self.name.startswith("tcp")
+
 
 def links(pid: int) -> list[Link]:
     """Connections that peers hold to the channel that a process listens on, over its Unix socket and TCP."""
@@ -37,16 +49,40 @@ def links(pid: int) -> list[Link]:
 
 def cut(pid: int, fd: int) -> None:
     """Shut a socket of another process down, both ways. Raises OSError."""
+    with _taken(pid, fd) as theirs:
+        theirs.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def lossy(pid: int, fd: int) -> Iterator[None]:
+    """Lose all that arrives at a TCP socket of another process, until the end of the block. Raises OSError.
+
+    The copy is not kept meanwhile: a process that is killed must be seen to close its socket.
+    """
+    program = ctypes.create_string_buffer(_DROP_ALL)
+    with _taken(pid, fd) as theirs:
+        theirs.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
+    try:
+        yield
+    finally:
+        # The process or its connection may be gone by now, and the number may be another file's.
+        with contextlib.suppress(OSError), _taken(pid, fd) as theirs:
+            theirs.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+
+
+@contextlib.contextmanager
+def _taken(pid: int, fd: int) -> Iterator[socket.socket]:
+    """A socket of another process, as one of ours."""
     pidfd = os.pidfd_open(pid)
     try:
         ours = _libc.syscall(_PIDFD_GETFD, pidfd, fd, 0)
         if ours < 0:
             number = ctypes.get_errno()
             raise OSError(number, f"pidfd_getfd: {os.strerror(number)}")
-        with socket.socket(fileno=ours) as theirs:
-            theirs.shutdown(socket.SHUT_RDWR)
     finally:
         os.close(pidfd)
+    with socket.socket(fileno=ours) as theirs:
+        yield theirs
 
 
 def _socket_fds(pid: int) -> dict[str, int]:

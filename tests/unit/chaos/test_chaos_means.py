@@ -11,7 +11,7 @@ import pytest
 
 from tests.chaos.clock import MovedClock
 from tests.chaos.cluster import kind_of
-from tests.chaos.sockets import cut, links
+from tests.chaos.sockets import cut, links, lossy
 
 
 def test_an_accepted_connection_is_found_and_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +33,19 @@ def test_an_accepted_connection_is_found_and_cut(tmp_path: Path, monkeypatch: py
             assert client.recv(1) == b""
             with pytest.raises(BrokenPipeError):
                 accepted.send(b"x")
+
+
+def test_what_is_sent_over_a_lossy_connection_arrives_when_it_is_whole_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        accepted, _ = server.accept()
+        with accepted:
+            accepted.settimeout(0.3)
+            with lossy(os.getpid(), accepted.fileno()):
+                client.send(b"x")
+                with pytest.raises(TimeoutError):
+                    accepted.recv(1)
+            accepted.settimeout(30)
+            assert accepted.recv(1) == b"x"
 
 
 def test_a_file_descriptor_that_is_not_there_cannot_be_cut() -> None:
