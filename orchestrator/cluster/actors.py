@@ -104,22 +104,22 @@ class PoolManagerActor:
         return os.getpid()
 
 
+def only_one(name: str) -> dict[str, Any]:
+    """Options of an actor that the service has one of: it outlives who started it, and Ray starts it again."""
+    return {
+        "name": name,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "num_cpus": 0,
+        "resources": ON_THE_HEAD,
+    }
+
+
 def start_manager(fleet: Fleet, secret: bytes) -> Any:
     """Start the pool manager, which connects to the scheduler by itself."""
-    actor = (
-        ray.remote(PoolManagerActor)
-        .options(
-            name=MANAGER,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            max_restarts=-1,
-            max_task_retries=0,
-            num_cpus=0,
-            resources=ON_THE_HEAD,
-            get_if_exists=True,
-        )
-        .remote(fleet, secret)
-    )
+    actor = ray.remote(PoolManagerActor).options(**only_one(MANAGER), get_if_exists=True).remote(fleet, secret)
     ray.get(actor.pid.remote(), timeout=60)
     return actor
 

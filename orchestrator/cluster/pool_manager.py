@@ -5,7 +5,6 @@ names. A manager that was restarted is sent all orders, takes over what fits the
 """
 
 import asyncio
-import contextlib
 import re
 from typing import Any, Final
 
@@ -23,16 +22,15 @@ from contracts.pools import (
     ReplicaUnplaced,
     RetireReplica,
 )
-from orchestrator.cluster.connection import ChannelError, Connection
+from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.fleet import Actor, Fleet, name_of
-from orchestrator.cluster.relink import Locate, connect_scheduler
+from orchestrator.cluster.relink import Caller, Locate, stay_linked
 
 log = structlog.get_logger(__name__)
 
 NODES_POLL_S: Final = 0.5
 PLACED_POLL_S_MIN: Final = 0.1
 PLACED_POLL_S_MAX: Final = 2.0
-RECONNECT_BACKOFF_S: Final = 0.2
 #: Orders that wait to be carried out; a scheduler that sends more is asked for all of them anew.
 INBOX_MAX: Final = 10_000
 REASON_CHARS_MAX: Final = 600
@@ -54,11 +52,9 @@ class PoolManager:
 
     def __init__(self, fleet: Fleet, secret: bytes, locate: Locate, node_id: str) -> None:
         self._fleet = fleet
-        self._secret = secret
+        self._caller = Caller("manager", "pool-manager", node_id, secret, wire.ToManager)
         self._locate = locate
-        self._node_id = node_id
         self._link: Connection | None = None
-        self._unlinked = asyncio.Event()
         self._nodes: tuple[NodeInfo, ...] = ()
         self._looking = asyncio.Lock()
         self._orders: dict[str, ReplicaOrder] = {}
@@ -70,32 +66,18 @@ class PoolManager:
             await self._see_nodes()
             await asyncio.sleep(0 if self._nodes else NODES_POLL_S)
         async with asyncio.TaskGroup() as loops:
-            loops.create_task(self._keep_linked())
+            loops.create_task(stay_linked(self._caller, self._locate, self._received, self._linked, self._unlinked))
             loops.create_task(self._watch_nodes())
             loops.create_task(self._carry_out(loops))
 
     # ------------------------------------------------------------------- scheduler
 
-    async def _keep_linked(self) -> None:
-        while True:
-            with contextlib.suppress(ChannelError):
-                self._unlinked.clear()
-                link = await connect_scheduler(
-                    self._locate,
-                    self._node_id,
-                    self._secret,
-                    "manager",
-                    "pool-manager",
-                    wire.ToManager,
-                    self._received,
-                    lambda _connection: self._unlinked.set(),
-                )
-                self._link = link
-                if self._nodes:
-                    link.send(NodesSeen(self._nodes))
-                await self._unlinked.wait()
-                self._link = None
-            await asyncio.sleep(RECONNECT_BACKOFF_S)
+    def _linked(self, link: Connection) -> None:
+        self._link = link
+        link.send(NodesSeen(self._nodes))
+
+    def _unlinked(self) -> None:
+        self._link = None
 
     def _received(self, connection: Connection, message: Any) -> None:
         try:

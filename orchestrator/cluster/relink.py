@@ -1,12 +1,17 @@
-"""Finding the scheduler again and again: how long to wait between tries, and no try without an end."""
+"""Being linked to the scheduler: found again and again, with waits between tries, and no try without an end."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+import structlog
 
 from contracts.messages import Endpoint
 from orchestrator.cluster.channel import connect
 from orchestrator.cluster.connection import ChannelError, Connection, Role
+
+log = structlog.get_logger(__name__)
 
 #: An actor that is stopped, or being started, answers late or never.
 LOCATE_TIMEOUT_S: Final = 5.0
@@ -42,20 +47,73 @@ class Backoff:
             self.reset()
 
 
-async def connect_scheduler(
+class Caller(NamedTuple):
+    """Who links up with the scheduler, and the type of what it is told over the link."""
+
+    role: Role
+    peer_id: str
+    node_id: str
+    secret: bytes
+    message_type: Any
+
+
+async def stay_linked(
+    caller: Caller,
     locate: Locate,
-    node_id: str,
-    secret: bytes,
-    role: Role,
-    peer_id: str,
-    message_type: Any,
     on_message: Callable[[Connection, Any], None],
-    on_close: Callable[[Connection], None],
-) -> Connection:
-    """Find the scheduler and connect to it, each in bounded time. Raises ChannelError."""
+    begun: Callable[[Connection], None],
+    ended: Callable[[], None],
+) -> None:
+    """Have a link to the scheduler, and another when it breaks; returns only by cancellation.
+
+    `begun` is called with each link once it stands, `ended` once that broke.
+    """
+    backoff = Backoff(RECONNECT_MIN_S, RECONNECT_MAX_S)
+    while True:
+        with contextlib.suppress(ChannelError):
+            await _hold(caller, locate, on_message, begun, ended, backoff)
+        await asyncio.sleep(backoff.next_s())
+
+
+async def _hold(
+    caller: Caller,
+    locate: Locate,
+    on_message: Callable[[Connection, Any], None],
+    begun: Callable[[Connection], None],
+    ended: Callable[[], None],
+    backoff: Backoff,
+) -> None:
+    """One link from its beginning to its end. Raises ChannelError."""
+    loop = asyncio.get_running_loop()
+    lost: asyncio.Future[None] = loop.create_future()
+    is_up = False
+
+    def closed(_connection: Connection) -> None:
+        if not lost.done():
+            lost.set_result(None)
+        if is_up:
+            log.warning("scheduler.lost", role=caller.role, peer_id=caller.peer_id)
+            ended()
+
+    endpoint = await _located(locate)
+    link = await connect(
+        endpoint, caller.node_id, caller.secret, caller.role, caller.peer_id, caller.message_type, on_message, closed
+    )
+    if link.closed:
+        return
+    is_up = True
+    since_s = loop.time()
+    begun(link)
+    try:
+        await lost
+    finally:
+        is_up = False  # an end of our own is no loss
+    backoff.held(loop.time() - since_s)
+
+
+async def _located(locate: Locate) -> Endpoint:
     try:
         async with asyncio.timeout(LOCATE_TIMEOUT_S):
-            endpoint = await locate()
+            return await locate()
     except TimeoutError:
         raise ChannelError(f"nobody told within {LOCATE_TIMEOUT_S} s where the scheduler listens") from None
-    return await connect(endpoint, node_id, secret, role, peer_id, message_type, on_message, on_close)

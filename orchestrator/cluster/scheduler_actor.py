@@ -14,7 +14,7 @@ from ray.util import get_node_ip_address
 from contracts.messages import Endpoint
 from contracts.policies import SchedulerConfig
 from orchestrator.cluster import logs
-from orchestrator.cluster.actors import NAMESPACE, ON_THE_HEAD, SCHEDULER, node_id
+from orchestrator.cluster.actors import NAMESPACE, SCHEDULER, node_id, only_one
 from orchestrator.cluster.journal.errors import JournalError
 from orchestrator.cluster.journal.store import Storage
 from orchestrator.cluster.scheduler_service import SchedulerService
@@ -78,18 +78,7 @@ class SchedulerActor:
 def start_scheduler(config: SchedulerConfig, secret: bytes, storage: Storage) -> Any:
     """Start the scheduler actor and wait until it listens. Raises JournalError."""
     actor = (
-        ray.remote(SchedulerActor)
-        .options(
-            name=SCHEDULER,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            max_restarts=-1,
-            max_task_retries=0,
-            max_concurrency=1000,
-            num_cpus=0,
-            resources=ON_THE_HEAD,
-        )
-        .remote(config, secret, storage)
+        ray.remote(SchedulerActor).options(**only_one(SCHEDULER), max_concurrency=1000).remote(config, secret, storage)
     )
     try:
         ray.get(actor.endpoint.remote(), timeout=START_TIMEOUT_S)

@@ -1,22 +1,17 @@
 """An ingress's link to the scheduler: questions with answers, updates, and a new link when it breaks."""
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
-
-import structlog
 
 from contracts import messages as wire
 from contracts.base import Frame
 from contracts.errors import OrchError
 from contracts.scheduling import TokensDiverged
-from orchestrator.cluster.connection import ChannelError, Connection
+from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.questions import Questions
-from orchestrator.cluster.relink import RECONNECT_MAX_S, RECONNECT_MIN_S, Backoff, Locate, connect_scheduler
-
-log = structlog.get_logger(__name__)
+from orchestrator.cluster.relink import Caller, Locate, stay_linked
 
 #: Alarms that wait for a link; of more, the latest.
 ALARMS_MAX: Final = 1000
@@ -40,10 +35,8 @@ class SchedulerLink:
         on_update: Callable[[Update], None],
         on_linked: Callable[[], None],
     ) -> None:
-        self._secret = secret
+        self._caller = Caller("ingress", peer_id, node_id, secret, wire.ToIngress)
         self._locate = locate
-        self._node_id = node_id
-        self._peer_id = peer_id
         self._on_update = on_update
         self._on_linked = on_linked
         self._connection: Connection | None = None
@@ -53,7 +46,9 @@ class SchedulerLink:
 
     def start(self) -> None:
         """Begin to connect; must be called on the event loop that serves requests."""
-        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        self._keeper = asyncio.get_running_loop().create_task(
+            stay_linked(self._caller, self._locate, self._received, self._begun, self._ended)
+        )
 
     async def close(self) -> None:
         if self._keeper is not None:
@@ -96,41 +91,14 @@ class SchedulerLink:
         else:
             self._questions.answered(message.req, message)
 
-    async def _keep(self) -> None:
-        backoff = Backoff(RECONNECT_MIN_S, RECONNECT_MAX_S)
-        while True:
-            with contextlib.suppress(ChannelError):
-                await self._hold(backoff)
-            await asyncio.sleep(backoff.next_s())
-
-    async def _hold(self, backoff: Backoff) -> None:
-        lost = asyncio.Event()
-        connection = await connect_scheduler(
-            self._locate,
-            self._node_id,
-            self._secret,
-            "ingress",
-            self._peer_id,
-            wire.ToIngress,
-            self._received,
-            lambda closed: self._lost(closed, lost),
-        )
-        if connection.closed:
-            return
-        loop = asyncio.get_running_loop()
-        since_s = loop.time()
+    def _begun(self, connection: Connection) -> None:
         self._connection = connection
         for question in self._questions.linked():
             connection.send(question)
         while self._alarms:
             connection.send(self._alarms.popleft())
         self._on_linked()
-        await lost.wait()
-        backoff.held(loop.time() - since_s)
 
-    def _lost(self, connection: Connection, lost: asyncio.Event) -> None:
-        lost.set()
-        if connection is self._connection:
-            log.warning("scheduler.lost")
-            self._connection = None
-            self._questions.unlinked()
+    def _ended(self) -> None:
+        self._connection = None
+        self._questions.unlinked()

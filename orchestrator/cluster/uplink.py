@@ -4,20 +4,16 @@ What is reported while there is no link is dropped: a new link begins with a gre
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
-import structlog
 
 from contracts import messages as wire
 from contracts.pools import LeaseRenewed
-from orchestrator.cluster.connection import ChannelError, Connection
-from orchestrator.cluster.relink import RECONNECT_MAX_S, RECONNECT_MIN_S, Backoff, Locate, connect_scheduler
+from orchestrator.cluster.connection import Connection
+from orchestrator.cluster.relink import Caller, Locate, stay_linked
 from orchestrator.cluster.reports import send_report
-
-log = structlog.get_logger(__name__)
 
 #: Several fit into the shortest time after which a silent replica is sent nothing more.
 LEASE_INTERVAL_S: Final = 0.5
@@ -38,9 +34,8 @@ class Uplink:
         on_lost: Callable[[], None],
     ) -> None:
         self._replica_id = replica_id
-        self._secret = secret
+        self._caller = Caller("replica", replica_id, node_id, secret, wire.ToReplica)
         self._locate = locate
-        self._node_id = node_id
         self._on_message = on_message
         self._greeting = greeting
         self._on_linked = on_linked
@@ -65,36 +60,16 @@ class Uplink:
 
     async def keep(self) -> None:
         """Make the link, and make it anew when it breaks; returns only by cancellation."""
-        backoff = Backoff(RECONNECT_MIN_S, RECONNECT_MAX_S)
-        while True:
-            with contextlib.suppress(ChannelError):
-                await self._hold(backoff)
-            await asyncio.sleep(backoff.next_s())
+        await stay_linked(self._caller, self._locate, self._on_message, self._begun, self._ended)
 
-    async def _hold(self, backoff: Backoff) -> None:
-        lost = asyncio.Event()
-        link = await connect_scheduler(
-            self._locate,
-            self._node_id,
-            self._secret,
-            "replica",
-            self._replica_id,
-            wire.ToReplica,
-            self._on_message,
-            lambda _closed: lost.set(),
-        )
-        if link.closed:
-            return
+    def _begun(self, link: Connection) -> None:
         self._link = link
-        loop = asyncio.get_running_loop()
-        since_s = loop.time()
         for message in self._greeting():
             send_report(link, message)
         link.flush()
         self._on_linked()
-        await lost.wait()
-        backoff.held(loop.time() - since_s)
-        log.warning("scheduler.lost", replica_id=self._replica_id)
+
+    def _ended(self) -> None:
         self._link = None
         self._on_lost()
 

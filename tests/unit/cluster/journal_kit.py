@@ -100,13 +100,13 @@ class Heard:
         return [task_id for told in self.told if told[0] == "failed" for task_id in told[2]]  # type: ignore[attr-defined]
 
     async def wait_durable(self, sequence: int) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.until < sequence:
                 self._changed.clear()
                 await self._changed.wait()
 
     async def wait_told(self, what: str) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while what not in [told[0] for told in self.told]:
                 self._changed.clear()
                 await self._changed.wait()

@@ -186,6 +186,7 @@ class Cluster:
         self_test_token_s: float = 0.0,
         adapter: type[ScriptedAdapter] = ScriptedAdapter,
         workload: Workload = "completion",
+        restart: RestartPolicy = RESTART,
     ) -> None:
         queues = tuple(QueuePolicy(priority, 8, "reject") for priority in ("interactive", "batch"))
         policy = SetPolicy(
@@ -194,7 +195,7 @@ class Cluster:
             model_refs=(MODEL,),
             ctx=2048,
             sampler_profile_version="v1",
-            pools=(PoolPolicy("pool", scaling=FIXED, restart=RESTART, slots=2, accelerator="cpu-dev"),),
+            pools=(PoolPolicy("pool", scaling=FIXED, restart=restart, slots=2, accelerator="cpu-dev"),),
             capacity=8,
             queues=queues,
             wall_timeout_ms=60_000,
@@ -252,7 +253,7 @@ class Cluster:
         return gateway
 
     async def ready(self, gateway: ClusterGateway) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not (await gateway.readiness()).ready:
                 await asyncio.sleep(0.01)
 
@@ -308,7 +309,7 @@ async def collect(gateway: ClusterGateway, task_id: str, after: int = -1) -> tup
     """The tokens of a stream and its terminal event."""
     texts: list[str] = []
     last: StreamEvent | None = None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for event in gateway.stream(task_id, "acme", after):
             if isinstance(event, Tokens):
                 assert event.first == after + 1 + len(texts)
@@ -320,6 +321,6 @@ async def collect(gateway: ClusterGateway, task_id: str, after: int = -1) -> tup
 
 async def until(condition: "asyncio.Future[bool] | object") -> None:
     """Wait until `condition()` holds, bounded."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # type: ignore[operator]
             await asyncio.sleep(0.01)
