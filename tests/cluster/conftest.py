@@ -20,9 +20,10 @@ import httpx2
 import pytest
 import yaml
 
-from adapters.testing.fake_llama_server import free_port, write_fake_binary
+from adapters.testing.fake_llama_server import free_port
 from adapters.testing.fake_model import write_fake_model
 from tests.contract.interactions import DOWN_MODEL, KEY, MODEL, SMALL_QUEUE_MODEL
+from tests.unit.adapters.quick_start import FAKE_LLAMA, write_engine
 
 OTHER_KEY = "llorch-other-test-key"
 START_TIMEOUT_S = 240
@@ -151,7 +152,7 @@ def fake_pool(pool_id: str, model_file: Path, binary: Path, options: str, **chan
 
 def configuration(directory: Path) -> dict[str, Any]:
     """Few pools, each with a purpose."""
-    binary = write_fake_binary(directory)
+    binary = write_engine(directory, FAKE_LLAMA)
     model_file = write_fake_model(directory / "fake.gguf")
     slow = "--fake-token-ms 20"
     # What is full is shown by tasks that are much longer than their deadlines; the oldest gives way.

@@ -106,11 +106,12 @@ def test_a_tenant_neither_sees_nor_stops_another_tenants_task(service: Service) 
 
 @pytest.mark.req("ORCH-3014", "ORCH-3015", "OC-CORE-1020", "OC-CORE-1021")
 def test_context_and_token_budget_are_checked_before_the_queue(service: Service) -> None:
-    words = "hello " * 1500
+    # A token each, and so long that four bytes for a token would be more than the context.
+    words = "international " * 600
     for changes, part in (
         ({"ctx": 4096}, "2048"),
         ({"max_tokens": 2048}, "ctx"),
-        ({"prompt": words, "max_tokens": 1000}, "tokens"),
+        ({"prompt": words, "max_tokens": 1500}, "tokens"),
         ({"model_ref": "no-such-model"}, "no-such-model"),
         ({"engine": "vllm"}, "vllm"),
     ):

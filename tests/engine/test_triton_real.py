@@ -47,6 +47,15 @@ async def engine(spec: EngineSpec, request: pytest.FixtureRequest) -> AsyncItera
     await adapter.close()
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def other_engine(spec: EngineSpec) -> AsyncIterator[TritonAdapter]:
+    """Another process, over gRPC."""
+    adapter = TritonAdapter(spec)
+    await adapter.launch()
+    yield adapter
+    await adapter.close()
+
+
 @pytest_asyncio.fixture(loop_scope="module")
 async def fresh(spec: EngineSpec) -> AsyncIterator[TritonAdapter]:
     """One that a test may break."""
@@ -90,7 +99,7 @@ async def test_a_ready_engine_generates_and_says_what_it_is(engine: TritonAdapte
 
 @pytest.mark.req("ORCH-3045", "OC-CORE-1030")
 async def test_the_same_task_gives_the_same_text_alone_in_company_and_elsewhere(
-    engine: TritonAdapter, fresh: TritonAdapter
+    engine: TritonAdapter, other_engine: TritonAdapter
 ) -> None:
     task = request("Once upon a time", max_tokens=60)
     alone = await collect(engine, "alone", task)
@@ -98,8 +107,8 @@ async def test_the_same_task_gives_the_same_text_alone_in_company_and_elsewhere(
     noise = [request(f"noise {n}", max_tokens=20 + 9 * n, seed=n) for n in range(SLOTS - 1)]
     company = await asyncio.gather(
         *(
-            collect(adapter, f"{adapter is fresh}{n}", what)
-            for adapter in (engine, fresh)
+            collect(adapter, f"{adapter is other_engine}{n}", what)
+            for adapter in (engine, other_engine)
             for n, what in enumerate([*noise, task])
         )
     )
@@ -189,14 +198,14 @@ async def test_a_cancel_amid_a_text_frees_the_engine_and_no_text_follows(engine:
 
 
 @pytest.mark.req("ORCH-3017", "ORCH-3026")
-async def test_a_cancel_before_the_first_response_frees_the_engine(fresh: TritonAdapter) -> None:
+async def test_a_cancel_before_the_first_response_frees_the_engine(other_engine: TritonAdapter) -> None:
     """Over gRPC: over HTTP the server learns of a closed connection when it writes, which it does not here."""
-    task = asyncio.create_task(collect(fresh, "p", request("[[stall]] prefill")))
-    await until_processing(fresh, 1)
-    await fresh.cancel("p")
+    task = asyncio.create_task(collect(other_engine, "p", request("[[stall]] prefill")))
+    await until_processing(other_engine, 1)
+    await other_engine.cancel("p")
     assert await asyncio.wait_for(task, 5) == []
-    assert (await fresh.metrics()).requests_processing == 0
-    await fresh.cancel("unknown")
+    assert (await other_engine.metrics()).requests_processing == 0
+    await other_engine.cancel("unknown")
 
 
 @pytest.mark.req("ORCH-3017")
@@ -267,16 +276,16 @@ def descendants(root: int) -> list[int]:
 
 
 @pytest.mark.req("ORCH-3057")
-async def test_the_model_can_be_unloaded_and_loaded_again(fresh: TritonAdapter) -> None:
-    before = await collect(fresh, "before", request("x"))
-    await fresh.unload()
-    assert not await fresh.healthy()
+async def test_the_model_can_be_unloaded_and_loaded_again(other_engine: TritonAdapter) -> None:
+    before = await collect(other_engine, "before", request("x"))
+    await other_engine.unload()
+    assert not await other_engine.healthy()
     with pytest.raises(EngineError) as caught:
-        await collect(fresh, "without", request("x"))
+        await collect(other_engine, "without", request("x"))
     assert (caught.value.info.code, caught.value.info.retriable) == ("POOL_UNREADY", True)
-    await fresh.load()
-    assert await fresh.healthy()
-    assert await collect(fresh, "after", request("x")) == before
+    await other_engine.load()
+    assert await other_engine.healthy()
+    assert await collect(other_engine, "after", request("x")) == before
 
 
 async def test_embeddings_come_as_the_server_wrote_them(spec: EngineSpec) -> None:
@@ -313,16 +322,16 @@ async def test_a_model_that_cannot_be_loaded_is_told(spec: EngineSpec, tmp_path:
 
 
 @pytest.mark.req("OC-ADAPT-5002")
-async def test_the_server_listens_on_private_sockets_only(fresh: TritonAdapter) -> None:
-    assert fresh.pid is not None
+async def test_the_server_listens_on_private_sockets_only(other_engine: TritonAdapter) -> None:
+    assert other_engine.pid is not None
     inodes = set()
-    for pid in descendants(fresh.pid):
+    for pid in descendants(other_engine.pid):
         for link in Path(f"/proc/{pid}/fd").iterdir():
             if os.path.exists(link) and os.readlink(link).startswith("socket:"):
                 inodes.add(os.readlink(link)[8:-1])
     listening = [
         line.split()
         for name in ("tcp", "tcp6")
-        for line in Path(f"/proc/{fresh.pid}/net/{name}").read_text().splitlines()[1:]
+        for line in Path(f"/proc/{other_engine.pid}/net/{name}").read_text().splitlines()[1:]
     ]
     assert not [fields for fields in listening if fields[3] == "0A" and fields[9] in inodes]

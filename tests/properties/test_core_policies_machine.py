@@ -386,7 +386,7 @@ class PoliciesMachine(RuleBasedStateMachine):
 
 
 PoliciesMachine.TestCase.settings = settings(
-    max_examples=120,
+    max_examples=80,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],

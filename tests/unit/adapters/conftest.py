@@ -7,9 +7,9 @@ import pytest
 from msgspec.structs import replace
 
 from adapters.llamacpp import LlamaCppAdapter
-from adapters.testing.fake_llama_server import write_fake_binary
 from adapters.testing.fake_model import write_fake_model
 from contracts.engine import EngineSpec
+from tests.unit.adapters.quick_start import FAKE_LLAMA, write_engine
 
 Launch = Callable[..., Awaitable[LlamaCppAdapter]]
 
@@ -26,7 +26,7 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
         ctx=256,
         slots=2,
         accelerator="cpu-dev",
-        binary=str(write_fake_binary(tmp_path)),
+        binary=str(write_engine(tmp_path, FAKE_LLAMA)),
         ready_timeout_ms=30_000,
         batch_invariant=True,  # its text depends on the request alone
     )

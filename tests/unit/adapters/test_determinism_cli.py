@@ -7,8 +7,8 @@ import pytest
 from adapters.testing.determinism.__main__ import main, parse_arguments, plan_of
 from adapters.testing.determinism.subjects import Changes, specs_of
 from adapters.testing.determinism.tasks import PLAN_DEFAULT, PLAN_FULL
-from adapters.testing.fake_llama_server import write_fake_binary
 from adapters.testing.fake_model import write_fake_model
+from tests.unit.adapters.quick_start import FAKE_LLAMA, write_engine
 
 
 @pytest.fixture
@@ -17,7 +17,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("LLORCH_CACHE_DIR", str(tmp_path / "cache"))
     return [
         *("--engine", "llamacpp", "--model", "fake", "--model-path", str(write_fake_model(tmp_path / "model.gguf"))),
-        *("--binary", str(write_fake_binary(tmp_path)), "--batch-invariant", "yes", "--slots", "2", "--seeds", "2"),
+        *("--binary", str(write_engine(tmp_path, FAKE_LLAMA)), "--batch-invariant", "yes"),
+        *("--slots", "2", "--seeds", "2"),
         *("--args", "--fake-token-ms 3", "--out", str(tmp_path / "out")),
     ]
 

@@ -36,9 +36,9 @@ async def serve() -> AsyncIterator[Serve]:
         yield start
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def collected() -> Iterator[None]:
-    """What the clients left open is closed before the next test, which may be strict about it."""
+    """What the clients left open is closed before the next module, which may be strict about it."""
     yield
     gc.collect()
 

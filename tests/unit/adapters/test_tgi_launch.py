@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from adapters.testing.tgi_peer.options import write_launcher
 from adapters.tgi import TgiAdapter
 from adapters.tgi.command import free_ports, launcher_command, launcher_environment
 from adapters.tgi.model import kv_token_bytes
 from contracts.engine import EngineError, EngineSpec, Finish, GenerateRequest
 from contracts.gpus import MemoryNeed
+from tests.unit.adapters.quick_start import TGI_PEER, write_engine
 
 Launch = Callable[..., Awaitable[TgiAdapter]]
 
@@ -42,7 +42,7 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
         ctx=128,
         slots=4,
         accelerator="cpu-dev",
-        binary=str(write_launcher(tmp_path)),
+        binary=str(write_engine(tmp_path, TGI_PEER)),
         ready_timeout_ms=30_000,
     )
 
@@ -53,7 +53,7 @@ async def launch(spec: EngineSpec, tmp_path: Path) -> AsyncIterator[Launch]:
     adapters = []
 
     async def start(*options: str, **changes: Any) -> TgiAdapter:
-        binary = str(write_launcher(tmp_path, *options))
+        binary = str(write_engine(tmp_path, TGI_PEER, *options))
         adapter = TgiAdapter(replace(spec, **({"binary": binary} | changes)))
         adapters.append(adapter)
         await adapter.launch()
@@ -178,7 +178,7 @@ async def test_a_launcher_on_the_path_is_found(launch: Launch, tmp_path: Path, m
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EngineError, match="no text-generation-launcher on PATH"):
         await launch(binary="")
-    write_launcher(tmp_path).rename(tmp_path / "text-generation-launcher")
+    write_engine(tmp_path, TGI_PEER).rename(tmp_path / "text-generation-launcher")
     assert await (await launch(binary="")).healthy()
 
 

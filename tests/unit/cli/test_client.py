@@ -9,6 +9,8 @@ import pytest
 
 from contracts.api import End, Started, TaskRequest, Token
 from contracts.errors import OrchError
+from contracts.tasks import RESULT_BYTES_MAX
+from orchestrator import sse
 from orchestrator.client import ATTEMPTS_MAX, CannotConnectError, Client, StreamBrokenError
 from orchestrator.sse import EVENT_BYTES_MAX, SseParser
 from tests.unit.cli.conftest import Script
@@ -180,10 +182,16 @@ def test_events_are_the_same_however_the_bytes_are_split() -> None:
 
 
 @pytest.mark.parametrize("unit", [b"x" * 1024, b"data: " + b"x" * 1024 + b"\n", b"data:\n" * 1024])
-def test_an_event_without_end_is_refused(unit: bytes) -> None:
+def test_an_event_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, unit: bytes) -> None:
+    assert EVENT_BYTES_MAX > RESULT_BYTES_MAX
+    # Every kilobyte counts alike: a lower limit is reached in the same way, and sooner.
+    units_max = 64
+    monkeypatch.setattr(sse, "EVENT_BYTES_MAX", units_max * 1024)
     parser = SseParser()
-    with pytest.raises(ValueError, match="larger than"):
-        _ = [list(parser.feed(unit)) for _ in range(EVENT_BYTES_MAX // 1024 + 2)]
+    for _ in range(units_max - 1):
+        assert list(parser.feed(unit)) == []
+    with pytest.raises(ValueError, match=f"larger than {units_max * 1024} bytes"):
+        _ = [list(parser.feed(unit)) for _ in range(3)]
 
 
 def test_one_long_event_in_many_chunks_is_read_in_linear_time_and_bounded() -> None:
