@@ -20,10 +20,9 @@ import httpx2
 import pytest
 import yaml
 
-from adapters.testing.fake_llama_server import free_port
+from adapters.testing.fake_llama_server import free_port, write_fake_binary
 from adapters.testing.fake_model import write_fake_model
 from tests.contract.interactions import DOWN_MODEL, KEY, MODEL, SMALL_QUEUE_MODEL
-from tests.unit.adapters.quick_start import FAKE_LLAMA, write_engine
 
 OTHER_KEY = "llorch-other-test-key"
 START_TIMEOUT_S = 240
@@ -52,7 +51,7 @@ class Service:
             "ctx": 2048,
             "priority": "interactive",
             "max_tokens": 24,
-            "deadline_ms": 120_000,
+            "deadline_ms": 600_000,  # a busy machine is slow, and admission knows
             "prompt": "The capital of France is",
         }
         return plain | changes
@@ -152,7 +151,7 @@ def fake_pool(pool_id: str, model_file: Path, binary: Path, options: str, **chan
 
 def configuration(directory: Path) -> dict[str, Any]:
     """Few pools, each with a purpose."""
-    binary = write_engine(directory, FAKE_LLAMA)
+    binary = write_fake_binary(directory)
     model_file = write_fake_model(directory / "fake.gguf")
     slow = "--fake-token-ms 20"
     # What is full is shown by tasks that are much longer than their deadlines; the oldest gives way.
@@ -216,6 +215,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         assert dev_file.stat().st_mode & 0o777 == 0o600
         found = json.loads(dev_file.read_text())
         running = Service(found["url"], found["ray_address"], mark)
+        # A service is ready with one replica of each pool; the tests count on the slots of both real ones.
+        while [each["phase"] for each in running.http.get("/v1/pools/real/health").json()["replicas"]] != ["ready"] * 2:
+            assert time.monotonic() < until, f"not all replicas are ready:\n{log.read_text()}"
+            time.sleep(0.2)
         yield running
         running.http.close()
         process.send_signal(signal.SIGINT)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from adapters.testing.fake_llama_server import free_port
+from adapters.testing.fake_llama_server import free_port, write_fake_binary
 from adapters.testing.fake_model import write_fake_model
 from tests.cluster.conftest import (
     MARK,
@@ -34,7 +34,6 @@ from tests.cluster.conftest import (
     text_of,
 )
 from tests.contract.interactions import KEY
-from tests.unit.adapters.quick_start import FAKE_LLAMA, write_engine
 
 RATED_KEY = "llorch-rated-test-key"
 TOKEN_MS = 20
@@ -51,7 +50,7 @@ def settings(directory: Path) -> dict[str, Any]:
         "fair",
         model_file,
         # In the binary, not in the pool: an engine with extra arguments claims no warm sessions.
-        write_engine(directory, FAKE_LLAMA, "--fake-token-ms", str(TOKEN_MS)),
+        write_fake_binary(directory, "--fake-token-ms", str(TOKEN_MS)),
         "",
         admission={"fairness": {"tenants": tenants}},
         preemption={"mode": "hard"},
