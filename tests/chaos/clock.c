@@ -8,8 +8,9 @@
  * step back they bring nothing back until that time comes again. A worker of Ray says in its title what it is; it gets
  * that some time after its start, so the title is looked at again now and then.
  *
- * Callers in Ray's own compiled part keep the true time too. They hand times of day to the kernel ("wake me at ..."), and
- * the kernel's clock is not moved: such a wait would end at once or never, which no real step of the clock does.
+ * Callers in Ray's own compiled part keep the true time too, also where they ask through the C++ library, and so does a
+ * worker of Ray that starts and has no title yet. They hand times of day to the kernel ("wake me at ..."), and the
+ * kernel's clock is not moved: such a wait would end at once or never, which no real step of the clock does.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -56,36 +57,44 @@ static int64_t true_ns(clockid_t clock) {
     return now.tv_sec * SECOND + now.tv_nsec;
 }
 
-static int reads_moved_clock(void) {
-    char title[64] = "";
+enum reader { TRUE_TIME, MOVED, MOVED_BUT_RAY };
+
+/* Who this process is, by its command line: Ray writes a worker's title there. */
+static enum reader reader_of(void) {
+    char line[4096] = "";
     int file = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
     if (file < 0)
-        return 0;
-    ssize_t length = read(file, title, sizeof title - 1);
+        return TRUE_TIME;
+    ssize_t length = read(file, line, sizeof line - 1);
     close(file);
-    if (length <= 0 || strncmp(title, "ray::", 5))
-        return length > 0; /* an engine, or what is no worker of Ray */
+    if (length <= 0)
+        return TRUE_TIME;
+    if (strncmp(line, "ray::", 5)) /* an engine, or a worker that starts */
+        return memmem(line, length, "default_worker.py", strlen("default_worker.py")) ? TRUE_TIME : MOVED;
     for (size_t n = 0; n < sizeof ours / sizeof *ours; n++)
-        if (!strncmp(title, ours[n], strlen(ours[n])))
-            return 1;
-    return 0;
+        if (!strncmp(line, ours[n], strlen(ours[n])))
+            return MOVED_BUT_RAY;
+    return TRUE_TIME;
+}
+
+static int is_rays(const void *caller) {
+    Dl_info who;
+    return dladdr(caller, &who) && who.dli_fname &&
+           (strstr(who.dli_fname, "_raylet") || strstr(who.dli_fname, "libstdc++"));
 }
 
 static int64_t moved_by(const void *caller) {
     static volatile int64_t looked_ns = -TITLE_NS;
-    static volatile int is_ours;
+    static volatile enum reader reader;
     int64_t by = offset ? *offset : 0;
     if (!by)
         return 0;
     int64_t now_ns = true_ns(CLOCK_MONOTONIC);
     if (now_ns - looked_ns >= TITLE_NS) {
         looked_ns = now_ns;
-        is_ours = reads_moved_clock();
+        reader = reader_of();
     }
-    Dl_info who;
-    if (!is_ours || (dladdr(caller, &who) && who.dli_fname && strstr(who.dli_fname, "_raylet")))
-        return 0;
-    return by;
+    return reader == TRUE_TIME || (reader == MOVED_BUT_RAY && is_rays(caller)) ? 0 : by;
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now) {

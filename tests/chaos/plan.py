@@ -51,7 +51,7 @@ TROUBLES: Final[dict[str, tuple[float, int, int]]] = {
 #: What takes long to be back is killed at its own times alone.
 _NEVER_INSTEAD: Final = ("kill node", "kill haproxy")
 KILL_GAP_S: Final = (4.0, 8.0)
-TROUBLE_GAP_S: Final = (3.0, 6.5)
+TROUBLE_GAP_S: Final = (4.0, 9.0)
 
 
 class Recipe(Struct, frozen=True):

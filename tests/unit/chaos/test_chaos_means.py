@@ -71,7 +71,7 @@ def test_the_clock_moves_for_the_service_alone(tmp_path: Path) -> None:
     clock.set(-hour_s * 1000)
     for title in ("llama-server", "ray::SchedulerActor", "ray::ReplicaActor.run", "ray::ServeReplica:llorch:Ingress"):
         assert abs(shown(clock, title) - (time.time() - hour_s)) < hour_s / 2, title
-    for title in ("ray::ServeController", "ray::ProxyActor", "ray::IDLE"):
+    for title in ("ray::ServeController", "ray::ProxyActor", "ray::IDLE", "python default_worker.py"):
         assert abs(shown(clock, title) - time.time()) < hour_s / 2, title
     clock.set(0)
     assert abs(shown(clock, "llama-server") - time.time()) < hour_s / 2
