@@ -194,9 +194,10 @@ class Faults:
             record.note = _MISSING_NOTE
             return self._note(record)
         pid, link = found
-        record.victim, record.at_s = f"{what} {pid}, {link.name}", self._now_s()
+        record.at_s = self._now_s()
         cut(pid, link.fd)
-        record.until_s = record.back_s = self._now_s()
+        record.victim, record.until_s = f"{what} {pid}, {link.name}", self._now_s()
+        record.back_s = record.until_s
         self._note(record)
         return None
 
@@ -207,9 +208,9 @@ class Faults:
             record.note = _MISSING_NOTE
             return self._note(record)
         pid, link = found
-        record.victim, record.at_s = f"{what} {pid}, {link.name}", self._now_s()
+        record.at_s = self._now_s()
         with lossy(pid, link.fd):
-            record.until_s = record.at_s + plan.lasts_ms / 1000
+            record.victim, record.until_s = f"{what} {pid}, {link.name}", record.at_s + plan.lasts_ms / 1000
             self._note(record)
             time.sleep(plan.lasts_ms / 1000)
         record.back_s = self._now_s()

@@ -50,7 +50,8 @@ TROUBLES: Final[dict[str, tuple[float, int, int]]] = {
 }
 #: What takes long to be back is killed at its own times alone.
 _NEVER_INSTEAD: Final = ("kill node", "kill haproxy")
-KILL_GAP_S: Final = (4.0, 8.0)
+#: At least one in ten seconds; much closer, and two cores do nothing but start processes.
+KILL_GAP_S: Final = (6.5, 9.8)
 TROUBLE_GAP_S: Final = (4.0, 9.0)
 
 
