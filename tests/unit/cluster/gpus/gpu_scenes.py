@@ -18,7 +18,7 @@ from unittest import mock
 import msgspec
 
 from adapters.testing.fake_nvml import DOUBLE_BIT_ECC, SINGLE_BIT_ECC, XID, FakeGpus
-from orchestrator.cluster.gpus import topology, watch
+from orchestrator.cluster.gpus import topology
 from orchestrator.cluster.gpus.mask import MaskError, check_split, resolve_mask
 from orchestrator.cluster.gpus.nvml import GpuError, Nvml
 from orchestrator.cluster.gpus.watch import GpuFault, GpuWatch
@@ -46,8 +46,6 @@ def run_scene(scene: Callable[[FakeGpus], Any], library: Path, state: Path) -> A
 
 def play(scenes: Mapping[str, Callable[[FakeGpus], Any]]) -> None:
     """In the process of a scene: run it and write what it saw, behind whatever was logged."""
-    # The watch's pauses are for a driver that is away for seconds; the fake one is back at once.
-    watch.REOPEN_S, watch.WAIT_MS = 0.05, 20  # type: ignore[misc]
     print(json.dumps(scenes[sys.argv[1]](FakeGpus(Path(sys.argv[2]), Path(sys.argv[3])))))
 
 
