@@ -67,6 +67,16 @@ def test_a_good_run_holds() -> None:
     assert broken_checks(cancelled(), plan=CANCELS) == set()
 
 
+def test_only_a_canceled_task_may_have_lost_what_it_made() -> None:
+    gone, finished, other = cancelled(), good(), cancelled()
+    for task in (gone, finished):
+        task.stored, task.stored_end = [], "NOT_FOUND"
+    other.stored_end = "INTERNAL"
+    assert broken_checks(gone, plan=CANCELS) == set()
+    assert STORED in broken_checks(finished)
+    assert STORED in broken_checks(other, plan=CANCELS)
+
+
 @pytest.mark.parametrize("code", ALLOWED_FAILURES)
 def test_a_failure_for_lack_of_time_is_allowed(code: str) -> None:
     assert broken_checks(failed(code)) == set()
