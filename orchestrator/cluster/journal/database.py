@@ -10,7 +10,18 @@ from typing import Any, Final
 import msgspec
 
 from orchestrator.cluster.journal.errors import JournalFolderError, JournalVersionError
-from orchestrator.cluster.journal.rows import META, TABLES, Subject, Value, checksum, encode, is_sound, over_at
+from orchestrator.cluster.journal.places import Places
+from orchestrator.cluster.journal.rows import (
+    ACCOUNTS,
+    META,
+    TABLES,
+    Subject,
+    Value,
+    checksum,
+    encode,
+    is_sound,
+    over_at,
+)
 
 #: "llor", in the file's header.
 APPLICATION_ID: Final = 0x6C6C6F72
@@ -26,20 +37,20 @@ _EMPTY_PAGES_MAX: Final = 2
 VACUUM_PAGES: Final = 1024
 
 _RELEASE: Final = b"release"
+#: The number of its row; those of all others begin with 1.
+_RELEASE_NUMBER: Final = 0
 _TABLE: Final = (
-    "CREATE TABLE {} (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, data BLOB NOT NULL, crc INTEGER NOT NULL,"
+    "CREATE TABLE {} (id INTEGER PRIMARY KEY, key BLOB NOT NULL, data BLOB NOT NULL, crc INTEGER NOT NULL,"
     " until INTEGER)"
 )
 _DAMAGED: Final = (
     "CREATE TABLE damaged (id INTEGER PRIMARY KEY, found_ms INTEGER NOT NULL, source TEXT NOT NULL, key, data, crc)"
 )
 _SCHEMA: Final = {name: _TABLE.format(name) for name in TABLES} | {"damaged": _DAMAGED}
-_UPSERT: Final = {
-    name: f"INSERT INTO {name} (key, data, crc, until) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE"
-    " SET data = excluded.data, crc = excluded.crc, until = excluded.until"
-    for name in TABLES
+_WRITE: Final = {
+    name: f"INSERT OR REPLACE INTO {name} (id, key, data, crc, until) VALUES (?, ?, ?, ?, ?)" for name in TABLES
 }
-_DELETE: Final = {name: f"DELETE FROM {name} WHERE key = ?" for name in TABLES}
+_DELETE: Final = {name: f"DELETE FROM {name} WHERE id = ?" for name in TABLES}
 
 #: Primary result codes that tell of the disk or of rights, not of what is in the file.
 _OUTSIDE: Final = frozenset(
@@ -128,7 +139,7 @@ def make_ready(connection: sqlite3.Connection, path: Path) -> None:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {VERSION}")
         release = encode(_Release(VERSION, _release()))
-        connection.execute(_UPSERT[META], (_RELEASE, release, checksum(META, _RELEASE, release), None))
+        connection.execute(_WRITE[META], (_RELEASE_NUMBER, _RELEASE, release, checksum(META, _RELEASE, release), None))
         connection.execute("COMMIT")
         return
     _check_version(connection, path)
@@ -179,20 +190,34 @@ def read_meta(connection: sqlite3.Connection) -> dict[bytes, bytes]:
     return {key: data for key, data, crc in rows if is_sound(META, key, data, crc)}
 
 
-def write(connection: sqlite3.Connection, rows: Mapping[Subject, Value]) -> None:
-    """Write rows, inside a transaction; what is deleted goes first, so that its room can be used."""
-    for (table, key), value in rows.items():
+def write(connection: sqlite3.Connection, rows: Mapping[Subject, Value], places: Places) -> list[Subject]:
+    """Write rows, inside a transaction; what is deleted goes first, so that its room can be used.
+
+    Told is what was deleted, for `places` once that is durable.
+    """
+    deleted: list[Subject] = []
+    for subject, value in rows.items():
         if value is None:
-            connection.execute(_DELETE[table], (key,))
-    for (table, key), value in rows.items():
+            deleted.append(subject)
+            number = places.known(subject)
+            if number is not None:
+                connection.execute(_DELETE[subject[0]], (number,))
+    for subject, value in rows.items():
         if value is not None:
+            table, key = subject
             data = value if isinstance(value, bytes) else encode(value)
-            connection.execute(_UPSERT[table], (key, data, checksum(table, key, data), over_at(value)))
+            row = (places.given(subject), key, data, checksum(table, key, data), over_at(value))
+            connection.execute(_WRITE[table], row)
+    return deleted
 
 
-def tidy(connection: sqlite3.Connection, now_ns: int) -> None:
-    """Delete accounts whose buckets are full again, inside a transaction: nobody forgets those by name."""
-    connection.execute("DELETE FROM accounts WHERE until <= ?", (now_ns,))
+def tidy(connection: sqlite3.Connection, now_ns: int) -> list[Subject]:
+    """Delete accounts whose buckets are full again, inside a transaction: nobody forgets those by name.
+
+    Told is what was deleted, for `Places` once that is durable.
+    """
+    gone = connection.execute(f"DELETE FROM {ACCOUNTS} WHERE until <= ? RETURNING key", (now_ns,)).fetchall()
+    return [(ACCOUNTS, key) for (key,) in gone]
 
 
 def give_back(connection: sqlite3.Connection) -> None:

@@ -20,6 +20,7 @@ from contracts.tasks import Outcome
 from orchestrator.cluster.journal import database
 from orchestrator.cluster.journal.clocks import Anchor, Clocks, moved_by_ns
 from orchestrator.cluster.journal.folder import Folder
+from orchestrator.cluster.journal.places import Places
 from orchestrator.cluster.journal.rows import (
     ACCOUNTS,
     META,
@@ -109,7 +110,15 @@ class _Row(NamedTuple):
     data: bytes
 
 
-def recover(folder: Folder, bytes_max: int, clocks: Clocks) -> tuple[sqlite3.Connection, Restored]:
+class Opened(NamedTuple):
+    """A journal that can be written, and what it had."""
+
+    connection: sqlite3.Connection
+    places: Places
+    restored: Restored
+
+
+def recover(folder: Folder, bytes_max: int, clocks: Clocks) -> Opened:
     """Open the journal of a folder and begin an epoch of it, durably. Raises JournalError."""
     path = folder.journal
     try:
@@ -126,20 +135,21 @@ def recover(folder: Folder, bytes_max: int, clocks: Clocks) -> tuple[sqlite3.Con
         raise database.unusable(path, failed) from failed
 
 
-def _opened(folder: Folder, bytes_max: int, clocks: Clocks) -> tuple[sqlite3.Connection, Restored]:
+def _opened(folder: Folder, bytes_max: int, clocks: Clocks) -> Opened:
     connection = database.connect(folder.journal, bytes_max)
     try:
         database.make_ready(connection, folder.journal)
-        restored = _begin_epoch(connection, folder, clocks)
+        places = Places()
+        restored = _begin_epoch(connection, places, folder, clocks)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         folder.sync()
     except BaseException:
         connection.close()
         raise
-    return connection, restored
+    return Opened(connection, places, restored)
 
 
-def _begin_epoch(connection: sqlite3.Connection, folder: Folder, clocks: Clocks) -> Restored:
+def _begin_epoch(connection: sqlite3.Connection, places: Places, folder: Folder, clocks: Clocks) -> Restored:
     """Read everything, and commit what this start changes."""
     connection.execute("BEGIN IMMEDIATE")
     damage = _Damage(connection, folder.journal)
@@ -148,6 +158,9 @@ def _begin_epoch(connection: sqlite3.Connection, folder: Folder, clocks: Clocks)
     anchor = clocks.anchor()
     by_ns = moved_by_ns(_decoded(rows[META].get(CLOCK[1]), Anchor) or folder.before.anchor, anchor)
     kept, given_up = _kept(rows, damage, by_ns, clocks.now_ns())
+    for table in TABLES:
+        for key, row in rows[table].items():
+            places.found((table, key), row.number)
     ended = {task.task.task_id.encode(): task.outcome is not None for task in kept.tasks}
     payloads = {key: row.data for key, row in rows[PAYLOADS].items() if ended.get(key) is False}
     transcripts = {key: row.data for key, row in rows[TRANSCRIPTS].items() if key in ended}
@@ -158,11 +171,12 @@ def _begin_epoch(connection: sqlite3.Connection, folder: Folder, clocks: Clocks)
     written |= {(SESSIONS, key): None for key in rows[SESSIONS] if key not in alive}
     written |= {(PAYLOADS, key): None for key in rows[PAYLOADS] if key not in payloads}
     written |= {(TRANSCRIPTS, key): None for key in rows[TRANSCRIPTS] if key not in transcripts}
-    database.write(connection, written)
-    database.tidy(connection, clocks.now_ns())
+    gone = database.write(connection, written, places)
+    gone += database.tidy(connection, clocks.now_ns())
     connection.execute(f"DELETE FROM damaged WHERE id <= (SELECT max(id) FROM damaged) - {ASIDE_MAX}")
     folder.note(epoch, anchor)
     connection.execute("COMMIT")
+    places.gone(gone)
     if damage.count:
         log.error("journal.rows_left_out", path=str(folder.journal), rows=damage.count)
     return Restored(kept, _by_task(payloads), _by_task(transcripts), epoch, damage.count)
@@ -172,13 +186,18 @@ def _sound_rows(connection: sqlite3.Connection, table: str, damage: _Damage) -> 
     """The rows of a table that verify; the others are moved aside."""
     sound: dict[bytes, _Row] = {}
     broken: list[int] = []
+    older: list[int] = []
     for number, key, data, crc in connection.execute(f"SELECT id, key, data, crc FROM {table} ORDER BY id"):
         if is_sound(table, key, data, crc):
+            if key in sound:
+                older.append(sound[key].number)
             sound[key] = _Row(number, data)
         else:
             broken.append(number)
     for number in broken:
         damage.found(table, number, "its checksum is wrong")
+    for number in older:
+        damage.found(table, number, "a later row has its key")
     return sound
 
 

@@ -16,6 +16,7 @@ import structlog
 from orchestrator.cluster.journal import database
 from orchestrator.cluster.journal.database import PAGE_BYTES
 from orchestrator.cluster.journal.folder import Folder
+from orchestrator.cluster.journal.places import Places
 from orchestrator.cluster.journal.rows import META, TABLES, Subject, is_sound
 
 log = structlog.get_logger(__name__)
@@ -48,7 +49,8 @@ def start_anew(folder: Folder, bytes_max: int) -> None:
         try:
             database.make_ready(connection, folder.draft)
             connection.execute("BEGIN IMMEDIATE")
-            database.write(connection, {(table, key): data for table, key, data in rows if (table, key) != _RELEASE})
+            sound = {(table, key): data for table, key, data in rows if (table, key) != _RELEASE}
+            database.write(connection, sound, Places())
             connection.execute("COMMIT")
             database.empty_log(connection)
         finally:
@@ -118,8 +120,7 @@ class _Scan:
     def __init__(self, connection: sqlite3.Connection, table: str) -> None:
         self.failures = 0
         self._connection = connection
-        # NOT INDEXED: an index may be what is damaged.
-        self._query = f"SELECT id, key, data, crc FROM {table} NOT INDEXED WHERE id BETWEEN ? AND ? ORDER BY id"
+        self._query = f"SELECT id, key, data, crc FROM {table} WHERE id BETWEEN ? AND ? ORDER BY id"
 
     def __iter__(self) -> Iterator[tuple[Any, Any, Any]]:
         try:

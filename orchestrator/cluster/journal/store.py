@@ -72,7 +72,7 @@ class Journal:
         clocks = clocks or this_boot()
         locked = Folder(folder, wait_s)
         try:
-            connection, restored = recover(locked, bytes_max, clocks)
+            connection, places, restored = recover(locked, bytes_max, clocks)
         except BaseException:
             locked.close()
             raise
@@ -84,7 +84,8 @@ class Journal:
             live=len(restored.payloads),
             damaged=restored.damaged,
         )
-        return cls(locked, Writer(connection, lambda: database.connect(locked.journal, bytes_max), clocks)), restored
+        writer = Writer(connection, places, lambda: database.connect(locked.journal, bytes_max), clocks)
+        return cls(locked, writer), restored
 
     def start(self, listener: Listener) -> None:
         loop = asyncio.get_running_loop()

@@ -17,6 +17,7 @@ import structlog
 from contracts.journal import Record
 from orchestrator.cluster.journal import database
 from orchestrator.cluster.journal.clocks import Clocks
+from orchestrator.cluster.journal.places import Places
 from orchestrator.cluster.journal.recovery import CLOCK
 from orchestrator.cluster.journal.rows import META, Changes, encode
 
@@ -39,9 +40,14 @@ class Writer:
     """Owns the connection. `put` may be called from one thread, the callbacks come from the writer's own."""
 
     def __init__(
-        self, connection: sqlite3.Connection, reopen: Callable[[], sqlite3.Connection], clocks: Clocks
+        self,
+        connection: sqlite3.Connection,
+        places: Places,
+        reopen: Callable[[], sqlite3.Connection],
+        clocks: Clocks,
     ) -> None:
         self._connection = connection
+        self._places = places
         self._reopen = reopen
         self._clocks = clocks
         self._upkeep_ns = clocks.now_ns()
@@ -131,12 +137,13 @@ class Writer:
         connection, now_ns = self._connection, self._clocks.now_ns()
         upkeep = now_ns - self._upkeep_ns >= UPKEEP_NS
         connection.execute("BEGIN IMMEDIATE")
-        database.write(connection, changes.rows)
+        gone = database.write(connection, changes.rows, self._places)
         if upkeep:
             self._upkeep_ns = now_ns
-            database.write(connection, {CLOCK: encode(self._clocks.anchor())})
-            database.tidy(connection, now_ns)
+            database.write(connection, {CLOCK: encode(self._clocks.anchor())}, self._places)
+            gone += database.tidy(connection, now_ns)
         connection.execute("COMMIT")
+        self._places.gone(gone)
         if upkeep:
             with contextlib.suppress(sqlite3.Error):  # what counts is committed
                 database.give_back(connection)
@@ -144,8 +151,8 @@ class Writer:
     def _has_room(self) -> bool:
         """Whether more than what waited can be written: else the next admission would only fail again."""
         try:
-            database.write(self._connection, {PROBE: bytes(PROBE_BYTES)})
-            database.write(self._connection, {PROBE: None})
+            database.write(self._connection, {PROBE: bytes(PROBE_BYTES)}, self._places)
+            database.write(self._connection, {PROBE: None}, self._places)
         except sqlite3.Error:
             return False
         return True

@@ -8,11 +8,23 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from contracts.journal import Kept, KeptTask
+from contracts.journal import ForgottenSession, Kept, KeptTask
 from orchestrator.cluster.journal import database, folder, recovery
+from orchestrator.cluster.journal.rows import checksum, encode, session_key
 from orchestrator.cluster.journal.salvage import salvage
 from orchestrator.cluster.journal.store import Journal, Restored
-from tests.unit.cluster.journal_kit import FINISHED, Clock, account, kept, opened, pool, put, read, session
+from tests.unit.cluster.journal_kit import (
+    FINISHED,
+    SECOND_NS,
+    Clock,
+    account,
+    kept,
+    opened,
+    pool,
+    put,
+    read,
+    session,
+)
 
 pytestmark = pytest.mark.req("ORCH-3051")
 TASKS = 120
@@ -120,6 +132,21 @@ async def test_rows_that_strayed_to_another_task_are_found_out(tmp_path: Path) -
     connection.close()
     restored = read(tmp_path)
     assert (restored.transcripts, restored.damaged) == ({}, 2)
+
+
+async def test_of_two_rows_of_one_subject_the_later_one_counts(tmp_path: Path) -> None:
+    before, after = session("s", until_ns=500 * SECOND_NS), session("s", until_ns=900 * SECOND_NS)
+    await put(tmp_path, before, session("t"))
+    with sqlite3.connect(tmp_path / "journal.db") as connection:
+        key, data = session_key("acme", "s"), encode(after)
+        row = (77, key, data, checksum("sessions", key, data))
+        connection.execute("INSERT INTO sessions (id, key, data, crc) VALUES (?, ?, ?, ?)", row)
+    connection.close()
+    restored = await put(tmp_path)
+    assert restored.damaged == 1
+    assert set(restored.kept.sessions) == {after, session("t")}
+    assert set((await put(tmp_path, ForgottenSession("acme", "s"))).kept.sessions) == {after, session("t")}
+    assert read(tmp_path).kept.sessions == (session("t"),)
 
 
 async def test_what_is_kept_aside_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ async def test_a_full_disk_leaves_the_damaged_journal_where_it_is(
     data = tmp_path / "data"
     await damage(data)
 
-    def full(_connection: Any, _rows: Any) -> None:
+    def full(*_: Any) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patched:

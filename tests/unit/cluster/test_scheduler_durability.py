@@ -306,10 +306,10 @@ async def test_a_full_disk_refuses_new_tasks_with_a_retry_hint_and_goes_on_with_
     monkeypatch.setattr(writer, "RETRY_S", 0.05)
     write, full = database.write, [False]
 
-    def failing(*arguments: Any) -> None:
+    def failing(*arguments: Any) -> Any:
         if full[0]:
             raise OSError(28, "No space left on device")
-        write(*arguments)
+        return write(*arguments)
 
     monkeypatch.setattr(database, "write", failing)
     running = StoredCluster(tmp_path)
