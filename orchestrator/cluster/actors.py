@@ -35,6 +35,8 @@ GROUP_PREFIX: Final = "llorch-"
 STOP_TIMEOUT_S: Final = 10.0
 #: How long attempts may go on in a replica whose process is asked to end.
 FINISH_S: Final = 10.0
+#: How long an answer of the scheduler actor may take before it is asked once more.
+ASK_AGAIN_S: Final = 0.25
 #: What only the head node has: a lost GPU node must not take scheduler or manager along.
 ON_THE_HEAD: Final = {"node:__internal_head__": 0.001}
 
@@ -176,10 +178,22 @@ def _kill(name: str) -> bool:
 
 
 async def locate_scheduler() -> Endpoint:
-    """Where the scheduler listens now. Raises ChannelError when it cannot be asked."""
+    """Where the scheduler listens now. Raises ChannelError when it cannot be asked.
+
+    Asks again while an answer is due: a call that the last scheduler's death met fails a second later or more, when a
+    new one would have been answered long ago.
+    """
+    asked: set[asyncio.Future[Endpoint]] = set()
     try:
         actor = ray.get_actor(SCHEDULER, namespace=NAMESPACE)
-        endpoint: Endpoint = await actor.endpoint.remote()
+        while True:
+            asked.add(asyncio.wrap_future(actor.endpoint.remote().future()))
+            answered, asked = await asyncio.wait(asked, timeout=ASK_AGAIN_S, return_when=asyncio.FIRST_COMPLETED)
+            for answer in answered:
+                if answer.exception() is None or not asked:
+                    return answer.result()
     except (ValueError, ray.exceptions.RayError) as failed:
         raise ChannelError(f"the scheduler actor does not answer: {failed}") from failed
-    return endpoint
+    finally:
+        for answer in asked:
+            answer.cancel()
