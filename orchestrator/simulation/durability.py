@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from contracts import scheduling as ev
 from contracts.journal import KeptTask, Record
+from orchestrator.simulation.job import Job
 from orchestrator.simulation.journal import Journal
 
 if TYPE_CHECKING:
@@ -29,6 +30,14 @@ class Noted:
         self.ends = ends
         self.task_id = ends[0].task_id
         self.replica_id = ends[0].replica_id
+
+
+class TakenUp:
+    """Told to who watches a task: its attempt is not lost, the replica that runs it is back."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.task_id = job.task_id
 
 
 class Undelivered:
@@ -75,6 +84,10 @@ class Durability:
         if ends:
             noted = Noted(ends)
             self._post(sequence, noted.task_id, noted)
+
+    def taken_up(self, job: Job) -> None:
+        """Tell who watches a task that it goes on; behind what is still to be told of it."""
+        self._post(0, job.task_id, TakenUp(job))
 
     def crash(self, chance: Random) -> None:
         """The scheduler dies: what waited is never told. The commit under way may have come through or not."""

@@ -202,7 +202,7 @@ class Fleet:
         for attempt in list(replica.running.values()):
             record = world.scheduler.state.tasks.get(attempt.job.task_id)
             if record is not None and record.state == "running" and record.attempt == attempt.number:
-                world.clients.watchers.adopted(attempt.job)
+                world.taken_up(attempt.job)
 
     def undelivered(self, late: Undelivered) -> None:
         """A command did not arrive, because its link had ended; of a start the books tell all the same."""

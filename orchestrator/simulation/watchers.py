@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from contracts import scheduling as ev
 from contracts.tasks import Outcome
+from orchestrator.simulation.durability import TakenUp
 from orchestrator.simulation.errors import BrokenPromiseError
 from orchestrator.simulation.job import NEVER, Job
 
@@ -54,8 +55,6 @@ class Watchers:
         if job is None or job.waiting:
             if command.task_id in self.undone or command.task_id in self._clients.unanswered:
                 return
-            if job is not None and command.cause == "lost" and self._world.durability is not None:
-                return  # the news of an earlier loss was held up until now, and it had been taken up meanwhile
             raise BrokenPromiseError(f"{command.task_id} waits again, but it is not running")
         if command.cause == "lost":
             self._clients.ledger.lost += 1
@@ -64,8 +63,9 @@ class Watchers:
         job.waiting = True
         job.flow.join(self._world.now_ns)
 
-    def adopted(self, job: Job) -> None:
+    def adopted(self, back: TakenUp) -> None:
         """A replica came back with a task that it still runs, and goes on with it."""
+        job = back.job
         self._clients.ledger.adopted += 1
         if job.waiting:
             job.waiting = False

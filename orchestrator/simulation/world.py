@@ -15,8 +15,9 @@ from contracts.policies import SchedulerConfig
 from orchestrator.core import invariants
 from orchestrator.core.scheduler import Scheduler
 from orchestrator.simulation import reconnect
-from orchestrator.simulation.durability import Durability, Noted, Undelivered
+from orchestrator.simulation.durability import Durability, Noted, TakenUp, Undelivered
 from orchestrator.simulation.errors import BrokenPromiseError
+from orchestrator.simulation.job import Job
 
 if TYPE_CHECKING:
     from orchestrator.simulation.clients import Clients
@@ -89,6 +90,7 @@ class World:
             ev.SetTimer: self._set_timer,
             ev.AnswerShutdown: self._may_end,
             Noted: fleet.noted,
+            TakenUp: clients.watchers.adopted,
             Undelivered: fleet.undelivered,
         }
 
@@ -144,6 +146,13 @@ class World:
         perform = self._perform
         for command in commands:
             perform[type(command)](command)
+
+    def taken_up(self, job: Job) -> None:
+        """Who watches a task hears that its attempt is not lost, once all that came before has been told."""
+        if self.durability is None:
+            self.perform(TakenUp(job))
+        else:
+            self.durability.taken_up(job)
 
     def perform(self, what: Any) -> None:
         """Carry out one command, or tell a replica that ends are noted."""

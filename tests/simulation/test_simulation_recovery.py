@@ -23,7 +23,9 @@ from tests.simulation.sim_kit import ran, report, scenario
 DEATHS = [{"kind": "scheduler", "at_s": 2 + 2 * n, "down_s": 0.4} for n in range(8)]
 
 
-def disturbed(faults: list[dict[str, Any]], *workloads: dict[str, Any], seed: int = 1, **over: Any) -> World:
+def disturbed(
+    faults: list[dict[str, Any]], *workloads: dict[str, Any], seed: int = 1, run: bool = True, **over: Any
+) -> World:
     """Three replicas under a load that fills them, for twenty seconds."""
     values: dict[str, Any] = {
         "seconds": 20,
@@ -33,7 +35,8 @@ def disturbed(faults: list[dict[str, Any]], *workloads: dict[str, Any], seed: in
         "faults": faults,
     }
     busy = {"arrivals": {"kind": "poisson", "per_second": 5}, "resend_percent": 20, "cancel_percent": 10}
-    return ran(scenario(*[busy | each for each in workloads or ({},)], **(values | over)), seed)
+    what = scenario(*[busy | each for each in workloads or ({},)], **(values | over))
+    return ran(what, seed) if run else experiment.build(what, seed)
 
 
 def outcomes(world: World) -> dict[str, int]:
@@ -88,6 +91,25 @@ def test_while_the_disk_is_full_nothing_is_accepted_and_what_runs_goes_on() -> N
     assert [row for row in rows if row.outcome == "finished" and row.ended_ns / 1e9 > 6]
     assert outcomes(world)["refused ADMISSION_REJECT"] >= 5
     assert [at_s for at_s in admitted_s if at_s > 11.1]
+
+
+@pytest.mark.req("ORCH-3051", "ORCH-3009")
+def test_who_watches_hears_of_a_loss_before_it_hears_that_it_was_none() -> None:
+    """A full disk holds back the news of a loss; what was taken up meanwhile does not wait once that is told."""
+    faults = [{"kind": "storage", "at_s": 6, "for_s": 4}, {"kind": "cut", "at_s": 7, "for_s": 0.5, "replicas": 3}]
+    world = disturbed(faults, {"output_tokens": 200, "max_tokens": 200, "cancel_percent": 0}, run=False)
+    world.run_until(9_900_000_000)
+    assert world.durability is not None
+    assert world.durability.failures == 1
+    assert world.clients.ledger.adopted == 0  # not heard yet, nor the loss
+    assert world.clients.ledger.lost == 0
+    for at_ms in range(9_900, 12_000, 10):
+        if not world.clients.ledger.lost:
+            world.run_until(at_ms * 1_000_000)
+    assert world.clients.ledger.adopted >= 3
+    going_on = [attempt.job for replica in world.fleet.replicas.values() for attempt in replica.running.values()]
+    assert len(going_on) >= 3
+    assert not [job.task_id for job in going_on if job.waiting]
 
 
 @pytest.mark.req("ORCH-3025", "ORCH-3009")
