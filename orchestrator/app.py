@@ -17,6 +17,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from adapters import create_adapter
+from adapters.ports import free_ports
 from contracts.config import Config
 from contracts.gateway import Gateway
 from orchestrator.cluster.http_connection import HttpLimits
@@ -182,7 +183,7 @@ def local_service(config: Config, *, port: int, data_dir: Path | None = None) ->
     `data_dir` is for what outlives it, where the configuration names no folder; left out, nothing does.
     """
     with tempfile.TemporaryDirectory(prefix="llorch-", ignore_cleanup_errors=True) as directory:
-        prepare(Path(directory))
+        prepare(Path(directory), *free_ports(2))
         if config.storage.data_dir is None:
             folder = data_dir or Path(directory) / "data"
             config = config.model_copy(update={"storage": config.storage.model_copy(update={"data_dir": folder})})

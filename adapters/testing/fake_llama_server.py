@@ -36,7 +36,6 @@ import asyncio
 import os
 import shlex
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -46,6 +45,7 @@ from typing import Final
 import uvloop
 
 from adapters.llamacpp.gguf import GgufError, read_header
+from adapters.ports import free_ports
 from adapters.testing import fake_launch
 from adapters.testing.fake_contexts import SlotContexts
 from adapters.testing.fake_http import HttpProtocol
@@ -158,10 +158,7 @@ def _model_name(path: str) -> str:
 
 def free_port() -> int:
     """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    return free_ports(1)[0]
 
 
 def write_fake_binary(directory: Path, *options: str) -> Path:

@@ -18,9 +18,10 @@ from adapters.exactness import in_flight, is_exact_as_launched
 from adapters.exchange import Address
 from adapters.folder import private_folder
 from adapters.http_client import EngineClient
+from adapters.ports import free_ports
 from adapters.tgi import calls
 from adapters.tgi.attempts import GaugedAttempts
-from adapters.tgi.command import BATCH_INVARIANT, HOST, free_ports, launcher_command, launcher_environment
+from adapters.tgi.command import BATCH_INVARIANT, HOST, launcher_command, launcher_environment
 from adapters.tgi.metrics import metrics_of
 from adapters.tgi.model import checked_model, kv_token_bytes, memory_need, model_digest
 from adapters.tgi.prompts import Prompts

@@ -1,9 +1,7 @@
 """How `text-generation-launcher` is started: arguments and environment."""
 
 import os
-import socket
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -33,15 +31,6 @@ _SETTINGS: Final = """
     DISABLE_GRAMMAR_SUPPORT MAX_CLIENT_BATCH_SIZE LORA_ADAPTERS USAGE_STATS PAYLOAD_LIMIT ENABLE_PREFILL_LOGPROBS
     GRACEFUL_TERMINATION_TIMEOUT ATTENTION PREFIX_CACHING PREFILL_CHUNKING LOG_LEVEL
 """
-
-
-def free_ports(count: int) -> list[int]:
-    """Different TCP ports that were free a moment ago."""
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((HOST, 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def launcher_command(spec: EngineSpec, folder: Path, port: int, prometheus_port: int, master_port: int) -> list[str]:

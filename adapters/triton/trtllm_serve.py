@@ -29,7 +29,8 @@ from adapters.exactness import in_flight, is_invariant
 from adapters.exchange import Address
 from adapters.gpus import gpu_count
 from adapters.http_client import EngineClient
-from adapters.tgi.command import HOST, free_ports
+from adapters.ports import free_ports
+from adapters.tgi.command import HOST
 from adapters.triton.options import read_options
 from adapters.triton.protocol import ENGINE
 from adapters.vllm import calls, protocol

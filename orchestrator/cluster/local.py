@@ -7,7 +7,6 @@ imports `ray.serve`; this module imports Ray inside its functions for that reaso
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -33,23 +32,13 @@ THROUGHPUT_ENVIRONMENT: Final = {
 OBJECT_STORE_BYTES: Final = 100 * 1024 * 1024
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def prepare(directory: Path) -> None:
+def prepare(directory: Path, stats_port: int, metrics_port: int) -> None:
     """Set Serve's throughput mode and give HAProxy's files and side ports a place of their own.
 
     What the caller's environment already sets is left alone. `directory` must stay short: Unix
     socket paths end at 108 bytes.
     """
     os.environ[RUN_FOLDER] = str(directory)
-    stats_port, metrics_port = free_ports(2)
     own = {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),

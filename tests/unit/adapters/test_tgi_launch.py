@@ -4,7 +4,6 @@ import asyncio
 import os
 import shlex
 import signal
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from adapters.tgi import TgiAdapter
-from adapters.tgi.command import free_ports, launcher_command, launcher_environment
+from adapters.tgi.command import launcher_command, launcher_environment
 from adapters.tgi.model import kv_token_bytes
 from contracts.engine import EngineError, EngineSpec, Finish, GenerateRequest
 from contracts.gpus import MemoryNeed
@@ -255,10 +254,3 @@ def test_the_environment_is_ours(spec: EngineSpec) -> None:
     env = launcher_environment(gpu, "ours", {})
     assert env["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
     assert "PREFIX_CACHING" not in env
-
-
-def test_ports_are_different_and_free() -> None:
-    ports = free_ports(3)
-    assert len(set(ports)) == 3
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", ports[0]))
