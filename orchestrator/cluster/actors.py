@@ -189,7 +189,8 @@ async def locate_scheduler() -> Endpoint:
         while True:
             asked.add(asyncio.wrap_future(actor.endpoint.remote().future()))
             answered, asked = await asyncio.wait(asked, timeout=ASK_AGAIN_S, return_when=asyncio.FIRST_COMPLETED)
-            for answer in answered:
+            # Failures last: of calls that end together one answer is enough.
+            for answer in sorted(answered, key=lambda each: each.exception() is not None):
                 if answer.exception() is None or not asked:
                     return answer.result()
     except (ValueError, ray.exceptions.RayError) as failed:

@@ -45,8 +45,13 @@ class Streams:
         self._url = f"http://127.0.0.1:{cluster.port}/v1/tasks"
         self._bodies = [cluster.body(max_tokens=TOKENS, seed=seed) for seed in range(STREAMS)]
         self._pool = ThreadPoolExecutor(STREAMS)
-        self.begun = 0
+        self._begun: list[str] = []
         self.texts = [self._pool.submit(self._read, body) for body in self._bodies]
+
+    @property
+    def begun(self) -> int:
+        """How many have a token."""
+        return len(self._begun)
 
     def events(self) -> list[list[tuple[str, dict[str, Any]]]]:
         """What each stream gave, once all are over."""
@@ -61,7 +66,7 @@ class Streams:
                 text += part
                 if not seen and "event: token" in text:
                     seen = True
-                    self.begun += 1
+                    self._begun.append(body["task_id"])
         return text
 
 
