@@ -113,7 +113,7 @@ def deploy(config: Config, *, port: int) -> Service:
     """
     from ray import serve
 
-    from orchestrator.cluster.actors import find_secret
+    from orchestrator.cluster.locating import find_secret
 
     if find_secret() is not None:
         raise AlreadyUpError(f"{APP_NAME} is on this Ray cluster already; `llorch down` takes it down")
@@ -138,8 +138,9 @@ def application(args: dict[str, str]) -> Any:
 
 
 def _application(config: Config, port: int) -> Any:
-    from orchestrator.cluster.actors import find_secret, start_manager
+    from orchestrator.cluster.actors import start_manager
     from orchestrator.cluster.ingress_deployment import ingress_app
+    from orchestrator.cluster.locating import find_secret
     from orchestrator.cluster.ray_fleet import RayFleet
     from orchestrator.cluster.scheduler_actor import start_scheduler
 

@@ -1,4 +1,4 @@
-"""The Ray actors: names, lifetimes, and how the others find the scheduler. Thin wrappers only.
+"""The Ray actors of replicas and the pool manager, and the end of all. Thin wrappers only.
 
 `max_task_retries=0` everywhere: Ray would otherwise run an interrupted call again and report
 success, which is wrong for anything that is not idempotent.
@@ -17,32 +17,20 @@ from ray.util import get_node_ip_address, list_named_actors, placement_group_tab
 from ray.util.placement_group import PlacementGroup
 
 from contracts.engine import AdapterFactory, EngineSpec
-from contracts.messages import Endpoint
 from orchestrator.cluster import logs
-from orchestrator.cluster.connection import ChannelError
 from orchestrator.cluster.fleet import Fleet
+from orchestrator.cluster.locating import MANAGER, NAMESPACE, SCHEDULER, STANDBY, locate_scheduler, node_id, only_one
 from orchestrator.cluster.pool_manager import PoolManager
 from orchestrator.cluster.replica_host import ReplicaHost
 from orchestrator.cluster.terminating import when_terminated
 
 log = structlog.get_logger(__name__)
 
-NAMESPACE: Final = "llorch"
-SCHEDULER: Final = "scheduler"
-MANAGER: Final = "pool-manager"
 #: Placement groups of replicas begin with this.
 GROUP_PREFIX: Final = "llorch-"
 STOP_TIMEOUT_S: Final = 10.0
 #: How long attempts may go on in a replica whose process is asked to end.
 FINISH_S: Final = 10.0
-#: How long an answer of the scheduler actor may take before it is asked once more.
-ASK_AGAIN_S: Final = 0.25
-#: What only the head node has: a lost GPU node must not take scheduler or manager along.
-ON_THE_HEAD: Final = {"node:__internal_head__": 0.001}
-
-
-def node_id() -> str:
-    return ray.get_runtime_context().get_node_id()  # type: ignore[no-any-return]
 
 
 class ReplicaActor:
@@ -106,34 +94,11 @@ class PoolManagerActor:
         return os.getpid()
 
 
-def only_one(name: str) -> dict[str, Any]:
-    """Options of an actor that the service has one of: it outlives who started it, and Ray starts it again."""
-    return {
-        "name": name,
-        "namespace": NAMESPACE,
-        "lifetime": "detached",
-        "max_restarts": -1,
-        "max_task_retries": 0,
-        "num_cpus": 0,
-        "resources": ON_THE_HEAD,
-    }
-
-
 def start_manager(fleet: Fleet, secret: bytes) -> Any:
     """Start the pool manager, which connects to the scheduler by itself."""
     actor = ray.remote(PoolManagerActor).options(**only_one(MANAGER), get_if_exists=True).remote(fleet, secret)
     ray.get(actor.pid.remote(), timeout=60)
     return actor
-
-
-def find_secret() -> bytes | None:
-    """The secret of the service that is on this cluster; None if there is none."""
-    try:
-        actor = ray.get_actor(SCHEDULER, namespace=NAMESPACE)
-    except ValueError:
-        return None
-    secret: bytes = ray.get(actor.secret.remote(), timeout=60)
-    return secret
 
 
 def groups() -> list[tuple[str, PlacementGroup]]:
@@ -151,13 +116,13 @@ def groups_named(name: str) -> list[PlacementGroup]:
 
 
 def end_all() -> bool:
-    """End the pool manager, then the replicas with their engines, then the scheduler; false if there was nothing."""
+    """End the pool manager, replicas with their engines, then the scheduler's actors; false if there was nothing."""
     found = _kill(MANAGER)  # first, or it would bring back what ends
     names = [each["name"] for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
     stopping = []
     for name in names:
         with contextlib.suppress(ValueError):  # it died meanwhile
-            if name not in (MANAGER, SCHEDULER):
+            if name not in (MANAGER, SCHEDULER, STANDBY):
                 stopping.append(ray.get_actor(name, namespace=NAMESPACE).stop.remote())
     with contextlib.suppress(ray.exceptions.RayError):
         ray.get(stopping, timeout=STOP_TIMEOUT_S)
@@ -175,26 +140,3 @@ def _kill(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-async def locate_scheduler() -> Endpoint:
-    """Where the scheduler listens now. Raises ChannelError when it cannot be asked.
-
-    Asks again while an answer is due: a call that the last scheduler's death met fails a second later or more, when a
-    new one would have been answered long ago.
-    """
-    asked: set[asyncio.Future[Endpoint]] = set()
-    try:
-        actor = ray.get_actor(SCHEDULER, namespace=NAMESPACE)
-        while True:
-            asked.add(asyncio.wrap_future(actor.endpoint.remote().future()))
-            answered, asked = await asyncio.wait(asked, timeout=ASK_AGAIN_S, return_when=asyncio.FIRST_COMPLETED)
-            # Failures last: of calls that end together one answer is enough.
-            for answer in sorted(answered, key=lambda each: each.exception() is not None):
-                if answer.exception() is None or not asked:
-                    return answer.result()
-    except (ValueError, ray.exceptions.RayError) as failed:
-        raise ChannelError(f"the scheduler actor does not answer: {failed}") from failed
-    finally:
-        for answer in asked:
-            answer.cancel()

@@ -13,9 +13,9 @@ from ray import serve
 
 from contracts.gateway import Gateway
 from orchestrator.cluster import logs
-from orchestrator.cluster.actors import locate_scheduler, node_id
 from orchestrator.cluster.gateway import ClusterGateway
 from orchestrator.cluster.listener import SHUTDOWN_GRACE_S, Door, Listener
+from orchestrator.cluster.locating import locate_scheduler, node_id
 from orchestrator.cluster.terminating import when_terminated
 
 #: Requests one ingress replica serves at a time through HAProxy, streams included.

@@ -17,8 +17,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from contracts.engine import AdapterFactory, EngineSpec
 from contracts.pools import NodeInfo, ReplicaOrder
-from orchestrator.cluster.actors import GROUP_PREFIX, NAMESPACE, ReplicaActor, groups, groups_named
+from orchestrator.cluster.actors import GROUP_PREFIX, ReplicaActor, groups, groups_named
 from orchestrator.cluster.fleet import name_of
+from orchestrator.cluster.locating import NAMESPACE
 
 #: The development carve-out shares small machines: it reserves little and pins nothing.
 CPU_DEV_BUNDLE: Final = {"CPU": 0.1}

@@ -38,6 +38,7 @@ WHOLE: Final = {
     "replica": 4,
     "ingress": 2,
     "scheduler": 1,
+    "standby": 1,
     "manager": 1,
     "node": 2,
     "haproxy": 1,
@@ -64,7 +65,6 @@ class ChaosCluster(Raylets):
         super().__init__(directory)
         self.results_ttl_ms = results_ttl_ms
         self.haproxy_port = free_port()
-        self.journal = directory / "data"
         self.clock = MovedClock(directory)
         (directory / "run").mkdir()
         # All nodes are this machine: their HAProxies share one port.
@@ -159,7 +159,7 @@ class ChaosCluster(Raylets):
             "auth": {"keys": [key]},
             "server": {"metrics_interval_ms": 500, "ingress_replicas": 2, "haproxy_port": self.haproxy_port},
             "results": {"ttl_ms": self.results_ttl_ms, "tasks_max": 100_000},
-            "storage": {"data_dir": str(self.journal)},
+            "storage": {"data_dir": str(self.data)},
         }
 
     def haproxy_serves(self) -> bool:
@@ -173,15 +173,18 @@ class ChaosCluster(Raylets):
     def by_kind(self) -> dict[str, dict[int, str]]:
         """Live processes by what they are, each with the name of its node."""
         found: dict[str, dict[int, str]] = {kind: {} for kind in WHOLE}
+        leader = self.leader()
         for pid, env, command in self.live():
             kind = kind_of(command)
+            if kind == "scheduler" and pid != leader:
+                kind = "standby"
             if kind:
                 found.setdefault(kind, {})[pid] = env.get("LLORCH_TEST_NODE", "")
         return found
 
     def service_processes(self) -> list[str]:
         """What lives of the service itself: not Ray's daemons, nor Serve's."""
-        ours = ("engine", "replica", "ingress", "scheduler", "manager", "haproxy")
+        ours = ("engine", "replica", "ingress", "scheduler", "standby", "manager", "haproxy")
         return [f"{kind} {pid}" for kind, pids in self.by_kind().items() if kind in ours for pid in pids]
 
     def commands(self) -> list[str]:

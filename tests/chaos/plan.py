@@ -28,6 +28,7 @@ KILLS: Final[dict[str, tuple[float, float]]] = {
     "kill replica": (3, 10),
     "kill ingress": (2, 20),
     "kill scheduler": (3, 12),
+    "kill standby": (1, 15),
     "kill manager": (1, 15),
     "kill node": (1, 50),
     "kill haproxy": (1, 40),

@@ -120,7 +120,7 @@ class PoolCluster(Raylets):
             "auth": {"keys": [key]},
             # One ingress: which process dies with which node is up to Ray otherwise.
             "server": {"metrics_interval_ms": 200, "ingress_replicas": 1},
-            "storage": {"data_dir": str(self.directory / "data")},
+            "storage": {"data_dir": str(self.data)},
         }
 
     # ------------------------------------------------------------------------ looks

@@ -36,6 +36,8 @@ class Raylets:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        #: The journal's folder, as `configuration` has to name it.
+        self.data = directory / "data"
         self.mark = uuid.uuid4().hex
         self.port = free_port()
         self.gcs_port = free_port()
@@ -156,6 +158,13 @@ class Raylets:
     def actors(self, kind: str) -> list[int]:
         """Processes of Ray actors of a class, or of one that was given a name."""
         return [pid for pid, _, command in self.live() if command.startswith(f"ray::{kind}")]
+
+    def leader(self) -> int:
+        """The scheduler's process that has the journal's folder, or had it last; 0: none has had it."""
+        try:
+            return int(json.loads((self.data / "journal.lock").read_text())["pid"])
+        except (OSError, ValueError):
+            return 0
 
     def kill_all(self) -> None:
         """SIGKILL whatever lives, until nothing does."""

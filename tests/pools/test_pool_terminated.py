@@ -15,6 +15,7 @@ from tests.pools.load import parse
 from tests.pools.pool_cluster import KEY, PoolCluster
 from tests.pools.table import TABLE
 from tests.pools.test_pool_recovery import BACK_TIMEOUT_S, as_desired, one_actor, settle
+from tests.pools.test_pool_schedulers import scheduler, standby
 
 STREAMS = 6
 #: At 20 ms each a stream takes 2 s: less than a replica (10 s) and an ingress (5 s) give what they have.
@@ -26,15 +27,11 @@ def ingress(cluster: PoolCluster) -> int:
     return pid
 
 
-def scheduler(cluster: PoolCluster) -> int:
-    (pid,) = cluster.actors("SchedulerActor")
-    return pid
-
-
 VICTIMS: dict[str, Callable[[PoolCluster], int]] = {
     "replica actor": one_actor,
     "ingress": ingress,
     "scheduler": scheduler,
+    "scheduler that stands by": standby,
 }
 
 

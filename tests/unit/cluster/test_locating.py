@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from contracts.messages import Endpoint
-from orchestrator.cluster import actors
+from orchestrator.cluster import locating
 from orchestrator.cluster.connection import ChannelError
 
 pytestmark = pytest.mark.req("ORCH-3051")
@@ -49,21 +49,32 @@ def unavailable(answer: Answer) -> None:
     answer.set_exception(UNAVAILABLE)
 
 
+def use(monkeypatch: pytest.MonkeyPatch, actors: dict[str, FakeActor]) -> None:
+    def get_actor(name: str, namespace: str) -> FakeActor:
+        if name not in actors:
+            raise ValueError(f"no actor {name} in {namespace}")
+        return actors[name]
+
+    monkeypatch.setattr(ray, "get_actor", get_actor)
+    monkeypatch.setattr(locating, "ASK_AGAIN_S", 0.01)
+
+
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeActor]:
-    def use(*answers: Callable[[Answer], None]) -> FakeActor:
+    """A scheduler that nobody stands by for, as without a journal."""
+
+    def one(*answers: Callable[[Answer], None]) -> FakeActor:
         actor = FakeActor(*answers)
-        monkeypatch.setattr(ray, "get_actor", lambda *_, **__: actor)
-        monkeypatch.setattr(actors, "ASK_AGAIN_S", 0.01)
+        use(monkeypatch, {locating.SCHEDULER: actor})
         return actor
 
-    return use
+    return one
 
 
 async def test_a_call_that_is_not_answered_is_made_again(found: Callable[..., FakeActor]) -> None:
     actor = found(nothing, nothing, there)
     async with asyncio.timeout(20):
-        assert await actors.locate_scheduler() == THERE
+        assert await locating.locate_scheduler() == THERE
     await asyncio.sleep(0)  # a cancellation is passed on by the loop
     assert [call.cancelled() for call in actor.calls] == [True, True, False]
 
@@ -80,26 +91,26 @@ async def test_a_call_that_fails_while_another_may_be_answered_is_not_the_end(fo
 
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         answering = group.create_task(answered_in_turn())
-        assert await actors.locate_scheduler() == THERE
+        assert await locating.locate_scheduler() == THERE
         await answering
 
 
 async def test_of_calls_that_end_together_one_answer_is_enough(found: Callable[..., FakeActor]) -> None:
     for turn in range(20):  # which one comes first is chance
         actor = found(nothing, nothing)
-        locating = asyncio.create_task(actors.locate_scheduler())
+        answer = asyncio.create_task(locating.locate_scheduler())
         async with asyncio.timeout(20):
             while len(actor.calls) < 2:
                 await asyncio.sleep(0)
             actor.calls[turn % 2].set_result(THERE)
             actor.calls[1 - turn % 2].set_exception(UNAVAILABLE)
-            assert await locating == THERE
+            assert await answer == THERE
 
 
 async def test_when_no_call_is_left_it_cannot_be_asked(found: Callable[..., FakeActor]) -> None:
     actor = found(unavailable)
     with pytest.raises(ChannelError, match="its process died"):
-        await actors.locate_scheduler()
+        await locating.locate_scheduler()
     assert len(actor.calls) == 1
 
 
@@ -107,16 +118,38 @@ async def test_who_waits_no_longer_leaves_no_call_behind(found: Callable[..., Fa
     actor = found()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
-            await actors.locate_scheduler()
+            await locating.locate_scheduler()
     await asyncio.sleep(0)
     assert len(actor.calls) > 1
     assert all(call.cancelled() for call in actor.calls)
 
 
 async def test_without_an_actor_of_that_name_it_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    def get_actor(*_: object, **__: object) -> None:
-        raise ValueError("no such actor")
+    use(monkeypatch, {})
+    with pytest.raises(ChannelError, match="there is no scheduler actor"):
+        await locating.locate_scheduler()
 
-    monkeypatch.setattr(ray, "get_actor", get_actor)
-    with pytest.raises(ChannelError, match="no such actor"):
-        await actors.locate_scheduler()
+
+@pytest.mark.parametrize("leader", [locating.SCHEDULER, locating.STANDBY])
+@pytest.mark.parametrize("other", [nothing, unavailable])
+async def test_whichever_of_the_two_leads_answers(
+    monkeypatch: pytest.MonkeyPatch, leader: str, other: Callable[[Answer], None]
+) -> None:
+    leads, stands_by = FakeActor(there), FakeActor(other)
+    actors = {locating.SCHEDULER: stands_by, locating.STANDBY: stands_by} | {leader: leads}
+    use(monkeypatch, actors)
+    async with asyncio.timeout(20):
+        assert await locating.locate_scheduler() == THERE
+
+
+async def test_who_stands_by_may_be_all_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, {locating.STANDBY: FakeActor(there)})
+    assert await locating.locate_scheduler() == THERE
+
+
+async def test_when_both_fail_it_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = FakeActor(unavailable), FakeActor(unavailable)
+    use(monkeypatch, {locating.SCHEDULER: first, locating.STANDBY: second})
+    with pytest.raises(ChannelError, match="its process died"):
+        await locating.locate_scheduler()
+    assert (len(first.calls), len(second.calls)) == (1, 1)
