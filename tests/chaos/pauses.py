@@ -17,6 +17,8 @@ RERUN_SLACK_S: Final = 1.0
 #: What a stream may stand still while the scheduler is away: the jitter of a busy machine.
 SCHEDULER_PAUSE_MAX_S: Final = 1.0
 ADMISSION_MAX_S: Final = 5.0
+#: Who asks so soon after a kill feels it, also where another leads already: ingresses and replicas link up with that.
+ADMISSION_FELT_S: Final = 2.0
 #: What holds admissions up besides a kill of the scheduler.
 _HOLD_UP: Final = ("stop scheduler", "end scheduler", "disk full", "lose scheduler link", "stop ingress")
 REATTACH_MAX_S: Final = 1.0
@@ -148,7 +150,7 @@ def _over_s(fault: FaultRecord) -> float:
 
 
 def _admissions(faults: Sequence[FaultRecord], histories: Sequence[TaskHistory]) -> Bound:
-    """Tasks first asked for between a kill of the scheduler and its return: how long until they were admitted.
+    """Tasks first asked for after a kill of the scheduler, until its return at least: how long to their admission.
 
     Not those that something else held up as well: a scheduler or an ingress that stands still, a scheduler
     that cannot write, a link that loses. A killed ingress is no excuse: there is another.
@@ -159,7 +161,7 @@ def _admissions(faults: Sequence[FaultRecord], histories: Sequence[TaskHistory])
         if fault.kind == "kill scheduler"
         for each in histories
         if each.was_admitted
-        and fault.at_s <= each.first_asked_s <= (fault.back_s if fault.back_s >= 0 else fault.at_s + FELT_MAX_S)
+        and fault.at_s <= each.first_asked_s <= max(_over_s(fault), fault.at_s + ADMISSION_FELT_S)
         and not any(
             other.kind in _HOLD_UP and other.at_s <= each.admitted_s and _over_s(other) >= each.first_asked_s
             for other in faults

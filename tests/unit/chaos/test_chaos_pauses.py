@@ -107,6 +107,8 @@ def test_a_lost_scheduler_delays_admissions_by_five_seconds_at_most(admitted_s: 
     late = task(first_asked_s=1.5, admitted_s=admitted_s)
     assert held([], [fault("kill scheduler", 1.0, 3.0)], [late])[2] is good
     assert held([], [fault("kill scheduler", 2.0, 3.0)], [late])[2]
+    assert held([], [fault("kill scheduler", 1.0, 1.1)], [late])[2] is good  # it is felt for a while
+    assert held([], [fault("kill scheduler", -1.0, 1.0)], [late])[2]
     assert held([], [fault("kill scheduler", 1.0, 3.0), fault("disk full", 5.0, 6.0)], [late])[2]
     assert held([], [fault("kill scheduler", 1.0, 3.0), fault("disk full", 0.5, 1.2)], [late])[2] is good
     assert held([], [fault("kill scheduler", 1.0, 3.0), fault("kill ingress", 2.0, 5.0)], [late])[2] is good
