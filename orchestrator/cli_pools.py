@@ -16,7 +16,8 @@ from contracts.errors import OrchError
 from orchestrator.cli_pools_text import capabilities_text, health_text, pools_text, reload_text, state_of
 from orchestrator.cli_server import Key, Url, finish, server, stderr
 from orchestrator.cli_submit import ADVICE, CANNOT_CONNECT, FAILED, OK, show_no_server
-from orchestrator.client import CannotConnectError, Client
+from orchestrator.client import Client
+from orchestrator.client_errors import CannotConnectError
 
 WAIT_POLL_S: Final = 0.5
 #: After a drain's deadline the stops are answered and the engines end.

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from contracts.errors import OrchError
 from orchestrator.cli_submit import CANNOT_CONNECT, FAILED, OK, show_error, show_no_server
-from orchestrator.client import CannotConnectError, Client
+from orchestrator.client import Client
+from orchestrator.client_errors import CannotConnectError
 
 #: Metrics worth a line, and the label they are told apart by.
 SHOWN = {

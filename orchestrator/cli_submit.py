@@ -11,7 +11,8 @@ from rich.console import Console
 
 from contracts.api import End, Metrics, Started, TaskRequest, Token
 from contracts.errors import ErrorInfo, OrchError
-from orchestrator.client import CannotConnectError, Client, StreamBrokenError
+from orchestrator.client import Client
+from orchestrator.client_errors import CannotConnectError, StreamBrokenError
 
 #: Exit statuses of every command that talks to a server.
 OK, FAILED, USAGE, CANNOT_CONNECT, INTERRUPTED = 0, 1, 2, 3, 130

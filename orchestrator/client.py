@@ -4,7 +4,6 @@ A stream that breaks is taken up again where it stopped, by `Last-Event-ID` (ORC
 iterates sees every token once and in order, or an error, never a silent gap.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Final
@@ -17,29 +16,15 @@ from contracts.api import Admission, End, Session, Started, TaskRequest, TaskSta
 from contracts.control import Capabilities, DrainRequest, PoolHealth, ReloadRequest
 from contracts.errors import ErrorInfo, OrchError
 from contracts.gateway import PoolAccepted, Readiness
+from orchestrator.client_errors import CannotConnectError, NotTheServiceError, StreamBrokenError, refusal
 from orchestrator.client_events import StreamEvent, decode_event
+from orchestrator.client_patience import BACKOFF_FIRST_S, Patience
 from orchestrator.client_tls import StrPath, connector
 from orchestrator.sse import SseParser
 
 #: Longest silence on a stream; the server sends a comment far more often than this.
 SILENCE_MAX_S: Final = 60
 CONNECT_MAX_S: Final = 5
-#: Attempts in a row that bring nothing before a stream or a submission is given up, and the pause between them.
-ATTEMPTS_MAX: Final = 6
-BACKOFF_FIRST_S: Final = 0.2
-BACKOFF_MAX_S: Final = 5.0
-
-
-class CannotConnectError(Exception):
-    """Nothing answers at the URL."""
-
-
-class NotTheServiceError(CannotConnectError):
-    """Something else answers in the place of the service, as a proxy does while that is being started."""
-
-
-class StreamBrokenError(Exception):
-    """A connection ended before the stream's `end` or `error` event."""
 
 
 class Client:
@@ -53,6 +38,7 @@ class Client:
         self._backoff_first_s = backoff_first_s
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._session: aiohttp.ClientSession | None = None
+        self._was_heard = False
 
     async def __aenter__(self) -> "Client":
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_MAX_S, sock_read=SILENCE_MAX_S)
@@ -67,16 +53,16 @@ class Client:
 
     async def submit(self, request: TaskRequest) -> Admission:
         """Have a task admitted (ORCH-2001), sent again if need be (ORCH-3024); follow it with `stream`."""
-        for attempt in range(1, ATTEMPTS_MAX):
-            try:
-                return await self._submit(request)
-            except NotTheServiceError:
-                await self._pause(attempt)
-        return await self._submit(request)
-
-    async def _submit(self, request: TaskRequest) -> Admission:
         data = msgspec.json.encode(request)
-        return msgspec.json.decode(await self._call("POST", "/v1/tasks", data=data), type=Admission)
+        patience = Patience(self._backoff_first_s)
+        while True:
+            try:
+                return msgspec.json.decode(await self._call("POST", "/v1/tasks", data=data), type=Admission)
+            except NotTheServiceError:
+                patience.failed(brought_something=False)
+                if patience.is_over(was_heard=self._was_heard):
+                    raise
+            await patience.wait()
 
     async def run(self, request: TaskRequest) -> AsyncIterator[StreamEvent]:
         """Submit and stream in one call; ends with one `End`.
@@ -153,13 +139,16 @@ class Client:
     async def _follow(
         self, task_id: str, method: str, path: str, headers: dict[str, str], body: bytes | None, after: int = -1
     ) -> AsyncIterator[StreamEvent]:
-        """Events over as many connections as it takes; bounded by ATTEMPTS_MAX without progress."""
+        """Events over as many connections as it takes; the attempts without progress are bounded."""
         started = False
-        fruitless = 0
+        patience = Patience(self._backoff_first_s)
         while True:
-            before = after
+            before, failed = after, None
             try:
                 async for event in self._events(method, path, headers, body):
+                    if isinstance(event, ErrorInfo):
+                        failed = event
+                        continue  # nothing follows it
                     if isinstance(event, Token):
                         if event.i <= after:
                             continue
@@ -173,35 +162,43 @@ class Client:
                     yield event
                     if isinstance(event, End):
                         return
-            except (StreamBrokenError, CannotConnectError) as error:
-                fruitless = 1 if after > before else fruitless + 1
-                if fruitless >= ATTEMPTS_MAX or (type(error) is CannotConnectError and fruitless == 1 and body):
+            except (StreamBrokenError, CannotConnectError, OrchError) as error:
+                patience.failed(brought_something=after > before)
+                if self._is_final(error, patience, is_submission=body is not None):
                     raise
                 arrived = not isinstance(error, CannotConnectError)
-            await self._pause(fruitless)
+                asked_ms = (error.info.retry_after_ms or 0) if isinstance(error, OrchError) else 0
+            if failed is not None:
+                raise OrchError(failed)
+            await patience.wait(asked_ms / 1000)
             if arrived or body is None:  # a submission that did not arrive is sent again
                 method, body, (path, headers) = "GET", None, _attach(task_id, after)
 
-    async def _pause(self, fruitless: int) -> None:
-        await asyncio.sleep(min(self._backoff_first_s * 2 ** (fruitless - 1), BACKOFF_MAX_S))
+    def _is_final(self, error: Exception, patience: Patience, *, is_submission: bool) -> bool:
+        """Whether an attempt that failed so was the last."""
+        if patience.is_over(was_heard=self._was_heard):
+            return True
+        if isinstance(error, OrchError):
+            # The task goes on where only its stream is refused for now; a refused task is its caller's to send again.
+            return is_submission or not error.info.retriable
+        return type(error) is CannotConnectError and patience.fruitless == 1 and is_submission
 
     async def _events(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None
-    ) -> AsyncIterator[StreamEvent]:
-        """Events of one connection. Raises StreamBrokenError when it ends without `end` or `error`."""
+    ) -> AsyncIterator[StreamEvent | ErrorInfo]:
+        """Events of one connection, `end` or `error` last; raises StreamBrokenError when it ends without."""
         parser = SseParser()
         try:
             async with self._open.request(method, self._url + path, headers=headers, data=body) as response:
                 if response.status != 200:
-                    raise _refusal(response.status, await response.read())
+                    raise refusal(response.status, await response.read())
+                self._was_heard = True
                 async for chunk in response.content.iter_any():
                     for name, data in parser.feed(chunk):
                         event = decode_event(name, data)
-                        if isinstance(event, ErrorInfo):
-                            raise OrchError(event)
                         if event is not None:
                             yield event
-                        if isinstance(event, End):
+                        if isinstance(event, End | ErrorInfo):
                             return
         except aiohttp.ClientConnectorError as error:
             raise CannotConnectError(str(error)) from error
@@ -217,7 +214,8 @@ class Client:
             async with self._open.request(method, self._url + path, data=data, headers=headers) as response:
                 body = await response.read()
                 if response.status // 100 != 2 and response.status not in ok:
-                    raise _refusal(response.status, body)
+                    raise refusal(response.status, body)
+                self._was_heard = True
                 return body
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             raise CannotConnectError(str(error) or type(error).__name__) from error
@@ -236,15 +234,3 @@ def _attach(task_id: str, after: int) -> tuple[str, dict[str, str]]:
 
 def _pool(pool_id: str, action: str) -> str:
     return f"/v1/pools/{quote(pool_id, safe='')}/{action}"
-
-
-def _refusal(status: int, body: bytes) -> Exception:
-    """The envelope in a response; where there is none, something else answered in the place of the service.
-
-    A proxy does so with a 5xx while the service behind it is not there, or with a 404 while it starts itself.
-    """
-    try:
-        return OrchError(msgspec.json.decode(body, type=ErrorInfo))
-    except msgspec.DecodeError:
-        kind = NotTheServiceError if status == 404 or status >= 500 else CannotConnectError
-        return kind(f"HTTP {status} without an error envelope: is this the right URL?")

@@ -8,7 +8,8 @@ import msgspec
 
 from contracts.api import End, Metrics, Started, TaskRequest, Token
 from contracts.errors import OrchError
-from orchestrator.client import CannotConnectError, Client, StreamBrokenError
+from orchestrator.client import Client
+from orchestrator.client_errors import CannotConnectError, StreamBrokenError
 from tests.chaos.client import RETRY_MAX_S, RETRY_S
 from tests.chaos.doors import Doors
 from tests.chaos.history import Attach, Post, TaskHistory

@@ -42,6 +42,8 @@ class Script:
     away: list[int] = field(default_factory=list)
     away_for: int = 0
     refusal: tuple[int, dict[str, Any] | str] | None = None
+    #: Status and envelope of attaches that are refused first.
+    not_now: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     error: dict[str, Any] | None = None
     hang_after: int | None = None
     ready: bool = True
@@ -89,6 +91,9 @@ def application(script: Script) -> web.Application:
     async def stream(request: web.Request) -> web.StreamResponse:
         last = request.headers.get("Last-Event-ID")
         script.resumed_at.append(last)
+        if request.method == "GET" and script.not_now:
+            status, envelope = script.not_now.pop(0)
+            return web.json_response(envelope, status=status)
         first = int(last) + 1 if last else 0
         stop = first + script.cuts.pop(0) if script.cuts else None
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

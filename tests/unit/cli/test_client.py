@@ -11,7 +11,9 @@ from contracts.api import End, Started, TaskRequest, Token
 from contracts.errors import OrchError
 from contracts.tasks import RESULT_BYTES_MAX
 from orchestrator import sse
-from orchestrator.client import ATTEMPTS_MAX, CannotConnectError, Client, StreamBrokenError
+from orchestrator.client import Client
+from orchestrator.client_errors import CannotConnectError, StreamBrokenError
+from orchestrator.client_patience import ATTEMPTS_AGAIN_MAX, ATTEMPTS_MAX, Patience
 from orchestrator.sse import EVENT_BYTES_MAX, SseParser
 from tests.unit.cli.conftest import Script
 
@@ -63,7 +65,61 @@ async def test_a_stream_that_never_goes_on_is_given_up(server: str, script: Scri
     async with client(server) as c:
         with pytest.raises(StreamBrokenError):
             _ = [event async for event in c.stream("t")]
-    assert len(script.resumed_at) == ATTEMPTS_MAX
+    assert len(script.resumed_at) == ATTEMPTS_AGAIN_MAX
+
+
+@pytest.mark.req("ORCH-2002")
+@pytest.mark.parametrize("method", ["run", "stream"])
+async def test_a_stream_that_is_refused_for_now_is_asked_for_again(
+    server: str, script: Script, refused: Callable[[str], dict[str, Any]], method: str
+) -> None:
+    script.cuts = [2]
+    script.not_now = [(503, refused("POOL_UNAVAILABLE")), (429, refused("ADMISSION_REJECT"))]
+    async with client(server) as c:
+        tokens = [e.i async for e in (c.run(REQUEST) if method == "run" else c.stream("t")) if isinstance(e, Token)]
+    assert tokens == [0, 1, 2, 3, 4]
+    assert len(script.resumed_at) == 4
+    assert len(script.bodies) == (method == "run")
+
+
+async def test_a_stream_that_is_refused_for_good_is_not_asked_for_again(
+    server: str, script: Script, refused: Callable[[str], dict[str, Any]]
+) -> None:
+    script.not_now = [(404, refused("NOT_FOUND") | {"retriable": False})]
+    async with client(server) as c:
+        with pytest.raises(OrchError, match="NOT_FOUND"):
+            _ = [event async for event in c.stream("t")]
+    assert len(script.resumed_at) == 1
+
+
+@pytest.mark.parametrize(("is_known", "attempts"), [(False, ATTEMPTS_MAX), (True, ATTEMPTS_AGAIN_MAX)])
+async def test_a_service_that_was_heard_has_longer_to_come_back(
+    server: str, script: Script, is_known: bool, attempts: int
+) -> None:
+    async with client(server) as c:
+        if is_known:
+            await c.submit(REQUEST)
+        script.away = [502] * 50
+        with pytest.raises(CannotConnectError):
+            await anext(c.stream("t"))
+    assert script.away_for == attempts
+
+
+async def test_the_service_says_how_long_to_wait_within_the_longest_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr("orchestrator.client_patience.asyncio.sleep", sleep)
+    patience = Patience(0.2)
+    for _ in range(9):
+        patience.failed(brought_something=False)
+        await patience.wait()
+    patience.failed(brought_something=True)
+    for asked_s in (0.0, 1.5, 60.0):
+        await patience.wait(asked_s)
+    assert slept == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0, 5.0, 0.2, 1.5, 5.0]
 
 
 async def test_stream_starts_after_the_token_it_is_told(server: str, script: Script) -> None:

@@ -13,7 +13,8 @@ import structlog
 
 from contracts import openapi_examples as ex
 from contracts.gateway import Tokens
-from orchestrator.client import CannotConnectError, Client
+from orchestrator.client import Client
+from orchestrator.client_errors import CannotConnectError
 from orchestrator.cluster import listener_tls
 from orchestrator.cluster.http_connection import HttpLimits
 from orchestrator.cluster.listener import Listener
