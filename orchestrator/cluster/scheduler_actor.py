@@ -106,13 +106,14 @@ def start_scheduler(config: SchedulerConfig, secret: bytes, storage: Storage) ->
 
 def drain_scheduler(deadline_ms: int, is_hurried: Callable[[], bool]) -> tuple[int, int] | None:
     """Have the scheduler end its work: (running, waiting) that are left; None without an answer."""
-    answers = [actor.shutdown.remote(deadline_ms) for actor in schedulers()]
-    until = time.monotonic() + deadline_ms / 1000 + ANSWER_TIMEOUT_S
-    while answers and time.monotonic() < until and not is_hurried():
-        answered, answers = ray.wait(answers, timeout=_POLL_S)
-        for answer in answered:
-            with contextlib.suppress(ray.exceptions.RayError):  # it is gone
-                left: tuple[int, int] | None = ray.get(answer)
-                if left is not None:
-                    return left
+    with contextlib.suppress(ray.exceptions.RayError):  # Ray is gone: nothing is left to be ended
+        answers = [actor.shutdown.remote(deadline_ms) for actor in schedulers()]
+        until = time.monotonic() + deadline_ms / 1000 + ANSWER_TIMEOUT_S
+        while answers and time.monotonic() < until and not is_hurried():
+            answered, answers = ray.wait(answers, timeout=_POLL_S)
+            for answer in answered:
+                with contextlib.suppress(ray.exceptions.RayError):  # only this one is
+                    left: tuple[int, int] | None = ray.get(answer)
+                    if left is not None:
+                        return left
     return None

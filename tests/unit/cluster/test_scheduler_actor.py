@@ -182,3 +182,11 @@ def test_whoever_leads_is_drained(
     monkeypatch.setattr(scheduler_actor, "ray", Answers(*answers))
     monkeypatch.setattr(scheduler_actor, "schedulers", lambda: [MagicMock(), MagicMock()])
     assert scheduler_actor.drain_scheduler(1000, lambda: False) == left
+
+
+def test_where_ray_is_gone_nothing_is_left_to_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def schedulers() -> None:
+        raise ray.exceptions.RaySystemError("no cluster")
+
+    monkeypatch.setattr(scheduler_actor, "schedulers", schedulers)
+    assert scheduler_actor.drain_scheduler(1000, lambda: False) is None
