@@ -76,7 +76,8 @@ class Faults:
             else:
                 self._step_clock(plan, record)
         except (OSError, AssertionError, subprocess.SubprocessError) as failed:
-            # A node that was killed and not replaced was killed all the same: it is told as not back.
+            # A victim that had died since the watch looked is none. A node that was killed and not replaced was killed
+            # all the same: it is told as not back.
             how = "" if record.victim else "not done: "
             record.note = f"{how}{type(failed).__name__}: {failed}"[:NOTE_MAX]
             self._note(record)
@@ -108,9 +109,10 @@ class Faults:
         what = kind.removeprefix("kill ")
         try:
             pid = self._victim(what, plan.pick)
-            record.kind, record.victim, record.at_s = kind, f"{what} {pid}", self._now_s()
+            record.kind, record.at_s = kind, self._now_s()
             node = self._watch.alive(what).get(pid, "")
             os.kill(pid, signal.SIGKILL)
+            record.victim = f"{what} {pid}"
             self._note(record)
             if what == "node":
                 record.victim = f"node {node}"
@@ -140,8 +142,9 @@ class Faults:
             time.sleep(PERIOD_S)
         try:
             pid = self._victim(what, plan.pick)
-            record.victim, record.at_s = f"{what} {pid}", self._now_s()
+            record.at_s = self._now_s()
             os.kill(pid, signal.SIGTERM)
+            record.victim = f"{what} {pid}"
             self._note(record)
             self._follow(record, what, pid)
             record.until_s = record.back_s
@@ -175,9 +178,9 @@ class Faults:
         if not pid:
             record.note = _MISSING_NOTE
             return self._note(record)
-        record.victim, record.at_s = f"{what} {pid}", self._now_s()
+        record.at_s = self._now_s()
         os.kill(pid, signal.SIGSTOP)
-        record.until_s = record.at_s + plan.lasts_ms / 1000
+        record.victim, record.until_s = f"{what} {pid}", record.at_s + plan.lasts_ms / 1000
         self._note(record)
         try:
             time.sleep(plan.lasts_ms / 1000)
@@ -233,10 +236,10 @@ class Faults:
         if not pid:
             record.note = _MISSING_NOTE
             return self._note(record)
-        record.victim, record.at_s = f"scheduler {pid}", self._now_s()
+        record.at_s = self._now_s()
         _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))
-        record.until_s = record.at_s + plan.lasts_ms / 1000
+        record.victim, record.until_s = f"scheduler {pid}", record.at_s + plan.lasts_ms / 1000
         self._note(record)
         try:
             time.sleep(plan.lasts_ms / 1000)
