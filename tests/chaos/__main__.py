@@ -91,7 +91,7 @@ async def _attack(cluster: ChaosCluster, run: Run) -> None:
         await asyncio.to_thread(injector.settle, SETTLE_S)
         await settle(doors, watch, load, run)
         run.pauses = pauses(run.plans, load.histories, run.reference)
-        run.bounds = bounds(run.pauses, run.faults, load.histories)
+        run.bounds = bounds(run.pauses, [each for each in run.faults if each.was_done], load.histories)
     finally:
         injector.stop()
         cluster.clock.set(0)

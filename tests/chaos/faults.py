@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from tests.chaos.cluster import ChaosCluster
-from tests.chaos.history import FaultRecord
+from tests.chaos.history import NOT_DONE, FaultRecord
 from tests.chaos.plan import FaultPlan
 from tests.chaos.sockets import Link, cut, links, lossy
 from tests.chaos.watch import PERIOD_S, Watch
@@ -21,7 +21,7 @@ BACK_MAX_S: Final = 120.0
 #: How long a fault other than a kill waits for something that it can be done to.
 PATIENCE_S: Final = 20.0
 NOTE_MAX: Final = 500
-_MISSING_NOTE: Final = "not done: nothing of the kind was there"
+_MISSING_NOTE: Final = f"{NOT_DONE}nothing of the kind was there"
 
 
 class Faults:
@@ -78,7 +78,7 @@ class Faults:
         except (OSError, AssertionError, subprocess.SubprocessError) as failed:
             # A victim that had died since the watch looked is none. A node that was killed and not replaced was killed
             # all the same: it is told as not back.
-            how = "" if record.victim else "not done: "
+            how = "" if record.victim else NOT_DONE
             record.note = f"{how}{type(failed).__name__}: {failed}"[:NOTE_MAX]
             self._note(record)
 
@@ -104,7 +104,7 @@ class Faults:
     def _kill(self, plan: FaultPlan, record: FaultRecord) -> None:
         kind = self._free_kind((plan.kind, *plan.otherwise))
         if not kind:
-            record.note = "not done: all kinds were missing one"
+            record.note = f"{NOT_DONE}all kinds were missing one"
             return self._note(record)
         what = kind.removeprefix("kill ")
         try:

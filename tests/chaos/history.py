@@ -9,6 +9,8 @@ from msgspec import Struct, field
 
 #: States in which a task has ended.
 TERMINAL: Final = ("finished", "failed", "canceled", "dropped")
+#: How the note of a fault begins that could be done to nothing.
+NOT_DONE: Final = "not done: "
 
 #: A token as it came: connection, index, text, seconds.
 Arrival = tuple[int, int, str, float]
@@ -94,6 +96,11 @@ class FaultRecord(Struct):
     back_s: float = -1.0
     victim: str = ""
     note: str = ""
+
+    @property
+    def was_done(self) -> bool:
+        """Whether there was something that it could be done to."""
+        return not self.note.startswith(NOT_DONE)
 
 
 class Reference(Struct, frozen=True):

@@ -42,7 +42,7 @@ class Run(msgspec.Struct):
 
     def fault_checks(self) -> list[Check]:
         """Faults were done as planned, and what they broke was back."""
-        done = [each for each in self.faults if not each.note.startswith("not done")]
+        done = [each for each in self.faults if each.was_done]
         never = tuple(f"{each.kind} at {each.at_s:.1f} s, {each.victim}" for each in done if each.back_s < 0)
         kinds = {plan.kind for plan in self.fault_plans}
         undone = tuple(
@@ -92,11 +92,11 @@ def _fault_rows(run: Run) -> Rows:
     kinds = sorted({each.kind for each in run.faults}) + (["none"] if felt.get("none") else [])
     rows: Rows = []
     for kind in kinds:
-        done = [each for each in run.faults if each.kind == kind and not each.note.startswith("not done")]
+        done = [each for each in run.faults if each.kind == kind and each.was_done]
         back = [each.back_s - each.at_s for each in done if each.back_s >= 0]
         rows.append((kind, str(len(done)), _s(quantile(back, 0.5)), _s(max(back, default=0.0)), *_pauses(felt, kind)))
     everything = {"all": list(run.pauses)}
-    kills = sum(each.kind.startswith("kill") and not each.note.startswith("not done") for each in run.faults)
+    kills = sum(each.kind.startswith("kill") and each.was_done for each in run.faults)
     rows.append((f"all ({kills} kills)", str(len(run.faults)), "", "", *_pauses(everything, "all")))
     return rows
 
