@@ -11,8 +11,6 @@ from tests.chaos.plan import TaskPlan
 
 #: A pause is a gap between tokens that is longer than the recipe's longest undisturbed one by this much.
 PAUSE_MIN_S: Final = 0.25
-#: What loses a replica.
-_LOSSES: Final = ("kill replica", "kill node")
 #: Bounds of the brief: a lost replica costs the prefix again, times this, plus this.
 RERUN_FACTOR: Final = 1.5
 RERUN_SLACK_S: Final = 1.0
@@ -109,16 +107,11 @@ def bounds(found: Sequence[Pause], faults: Sequence[FaultRecord], histories: Seq
 
 
 def _replica(found: Sequence[Pause], faults: Sequence[FaultRecord]) -> Bound:
-    """Streams that went on elsewhere after a kill: half of them within the bound, each with its own prefix.
-
-    Not those that something else explains as well: an engine, a scheduler or an ingress that was not there either.
-    """
+    """Streams that went on elsewhere after a kill: half of them within the bound, each with its own prefix."""
     shares = [
         pause.over_s / (RERUN_FACTOR * pause.rerun_s + RERUN_SLACK_S)
         for pause in found
-        if pause.moved
-        and any(fault.kind in _LOSSES for fault in overlapping(pause, faults))
-        and not any(_is_felt(fault, pause) for fault in faults if fault.kind not in _LOSSES)
+        if pause.moved and {"kill replica", "kill node"} & {fault.kind for fault in overlapping(pause, faults)}
     ]
     p50 = quantile(shares, 0.5)
     return Bound(

@@ -10,7 +10,7 @@ import pytest
 
 from tests.pools.pool_cluster import PoolCluster
 from tests.pools.table import TABLE
-from tests.pools.test_pool_recovery import BACK_TIMEOUT_S, settle
+from tests.pools.test_pool_recovery import BACK_TIMEOUT_S, manager, settle
 
 pytestmark = pytest.mark.req("ORCH-3051")
 
@@ -67,11 +67,15 @@ def test_without_anybody_who_stands_by_it_takes_longer(cluster: PoolCluster) -> 
 
 def test_a_leader_that_stands_still_goes_on_leading(cluster: PoolCluster) -> None:
     settle(cluster)
-    leader = scheduler(cluster)
+    leader, asks = scheduler(cluster), manager(cluster)
     standby(cluster)
     os.kill(leader, signal.SIGSTOP)
     try:
-        time.sleep(1.5)
+        # A new pool manager looks for the scheduler, and so asks the one that stands by.
+        os.kill(asks, signal.SIGKILL)
+        cluster.until(lambda: bool(set(cluster.actors("PoolManagerActor")) - {asks}), "another manager", BACK_TIMEOUT_S)
+        time.sleep(2)
+        assert scheduler(cluster) == leader
     finally:
         os.kill(leader, signal.SIGCONT)
     task_id = cluster.submit(max_tokens=1)
